@@ -1,0 +1,150 @@
+"""The backbones that have a name, and how to build them."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torchvision.models
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torchvision.models import WeightsEnum
+
+from .efficientnet_lite import efficientnet_lite0
+
+EMBEDDED = "efficientnet_lite0"
+
+
+def list_backbones() -> list[str]:
+    """Names that `backbone` accepts: the embedded network and torchvision's classifiers.
+
+    Returns
+    -------
+    list of str
+    """
+    return [EMBEDDED, *torchvision.models.list_models(module=torchvision.models)]
+
+
+def check_name(name: str) -> None:
+    """Raise a ValueError with the nearest names if there is no such backbone."""
+    names = list_backbones()
+    if name in names:
+        return
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise ValueError(
+        f"Unknown backbone {name!r}.{hint} sktl.list_backbones() gives all {len(names)} names; "
+        "a torch.nn.Module or a callable that returns one is accepted, too."
+    )
+
+
+def default_weights(name: str) -> WeightsEnum:
+    """torchvision's DEFAULT weights of one of its models."""
+    return torchvision.models.get_model_weights(name)["DEFAULT"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that builds a network again, without its weights.
+
+    Attributes
+    ----------
+    source : str, torch.nn.Module or callable
+        A name of :func:`list_backbones`, a module to copy, or what makes one.
+    image_size : int
+        Height and width of the images in pixels; some networks are built for one size.
+    transform_input : bool
+        Whether an Inception network renormalises its input, as torchvision's weights need.
+    """
+
+    source: str | nn.Module | Callable[[], nn.Module]
+    image_size: int
+    transform_input: bool = False
+    options: dict[str, Any] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Work out what torchvision's builder needs."""
+        object.__setattr__(self, "options", self._options())
+
+    def _options(self) -> dict[str, Any]:
+        name = self.source
+        if not isinstance(name, str):
+            return {}
+        if name in ("googlenet", "inception_v3"):
+            inception = {"aux_logits": False, "init_weights": not self.transform_input}
+            return inception | {"transform_input": self.transform_input}
+        if name.startswith("vit_"):
+            return {"image_size": self.image_size}
+        if name.startswith("maxvit_"):
+            return {"input_size": (self.image_size, self.image_size)}
+        return {}
+
+    def build(self, *, initialise: bool) -> nn.Module:
+        """Build the network on the CPU.
+
+        Parameters
+        ----------
+        initialise : bool
+            False leaves out the random initialisation, for weights that are replaced anyway.
+
+        Raises
+        ------
+        TypeError
+            If a callable returns something other than a module.
+        ValueError
+            If the network can't be built for this image size.
+        """
+        if isinstance(self.source, nn.Module):
+            return _copy_to_cpu(self.source)
+        if not isinstance(self.source, str):
+            return _call(self.source)
+        make = efficientnet_lite0 if self.source == EMBEDDED else _torchvision_builder(self.source)
+        try:
+            if initialise:
+                return make(**self.options)
+            with _NoInitialisation():
+                return make(**self.options)
+        except (ValueError, AssertionError, RuntimeError) as error:
+            raise ValueError(
+                f"{self.source} can't be built for image_size={self.image_size}: {error}"
+            ) from error
+
+
+def _torchvision_builder(name: str) -> Callable[..., nn.Module]:
+    def build(**options: Any) -> nn.Module:
+        return torchvision.models.get_model(name, weights=None, **options)
+
+    return build
+
+
+def _copy_to_cpu(module: nn.Module) -> nn.Module:
+
+
+    return copy.deepcopy(module).cpu()
+
+
+def _call(factory: Callable[[], nn.Module]) -> nn.Module:
+    module = factory()
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"The backbone callable must return a torch.nn.Module, got {type(module).__name__}."
+        )
+    return _copy_to_cpu(module)
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Fill with zeros instead of random numbers; rejection samplers then end at once."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in ("uniform_", "normal_"):
+            tensor = args[0] if args else kwargs["tensor"]
+            return tensor.detach().zero_()
+        return func(*args, **kwargs)

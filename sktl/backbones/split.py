@@ -1,0 +1,237 @@
+"""Cutting a network into a frozen prefix and a trainable suffix."""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, fx, nn
+
+from .graph import NetworkGraph, NotTraceableError, node_names, remove_dead_nodes, trace
+from .graph import writes_in_place as _writes_in_place
+from .stages import Anatomy, find_anatomy
+
+Pooling = Literal["auto", "avg", "flatten"]
+
+
+class Splitter(Protocol):
+    """A network that can be cut after any of its stages.
+
+    `depth` counts the stages before the cut; at the last one the prefix goes on to the
+    pooled features that the head reads.
+    """
+
+    stages: tuple[str, ...]
+    classifier: str | None
+
+    def prefix(self, depth: int, pooling: Pooling) -> nn.Module:
+        """Everything before the cut, in evaluation mode; shares the network's weights."""
+
+    def suffix(self, depth: int, pooling: Pooling) -> nn.Module:
+        """Everything after the cut up to the pooled features, as an independent copy."""
+
+    def stage_features(self, stage: int) -> nn.Module:
+        """The network up to the end of one stage, without pooling."""
+
+
+class Pool(nn.Module):
+    """Make one feature vector an image of maps, tokens or vectors."""
+
+    def __init__(self, how: Pooling) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Pool all axes but the first and the channels'."""
+        if features.ndim == 2:
+            return features
+        if self.how == "flatten":
+            return features.flatten(1)
+        if features.ndim == 3:  # (n, tokens, channels)
+            return features.mean(1)
+        return features.mean(spatial_axes(features.shape))
+
+    def extra_repr(self) -> str:
+        """Show what it does."""
+        return self.how
+
+
+def spatial_axes(shape: torch.Size | tuple[int, ...]) -> tuple[int, ...]:
+    """Axes of a feature map other than the channels': (n, c, h, w) or (n, h, w, c)."""
+    channels_last = len(shape) == 4 and shape[1] == shape[2] != shape[3]
+    return (1, 2) if channels_last else tuple(range(2, len(shape)))
+
+
+class CutNetwork(nn.Module):
+    """Part of a traced network, with a graph for training and one for evaluation."""
+
+    def __init__(self, train: fx.GraphModule, evaluation: fx.GraphModule) -> None:
+        super().__init__()
+        self.body = train
+        # Most networks run the same code in both modes; their layers know the mode.
+        self.eval_body = None if train.code == evaluation.code else evaluation
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Compute what follows the cut."""
+        if self.training or self.eval_body is None:
+            result: Tensor = self.body(features)
+        else:
+            result = self.eval_body(features)
+        return result
+
+
+class TracedNetwork:
+    """A network cut along its torch.fx graph."""
+
+    def __init__(self, network: nn.Module, graph: NetworkGraph) -> None:
+        self.network = network
+        self.graph = graph
+        self.anatomy: Anatomy = find_anatomy(network, graph)
+        self.stages = tuple(stage.name for stage in self.anatomy.stages)
+        self.classifier = self.anatomy.classifier
+
+    def prefix(self, depth: int, pooling: Pooling) -> nn.Module:
+        """See :class:`Splitter`."""
+        if depth < len(self.stages):
+            return self.stage_features(depth - 1)
+        return nn.Sequential(self._part(None, self._pooled(pooling)), Pool(pooling)).eval()
+
+    def suffix(self, depth: int, pooling: Pooling) -> nn.Module:
+        """See :class:`Splitter`."""
+        if depth == len(self.stages):
+            return nn.Identity()
+        start = self.anatomy.stages[depth - 1].end if depth else None
+        end = self._pooled(pooling)
+        if start == end:
+            return Pool(pooling)
+        return nn.Sequential(copy.deepcopy(self.cut(start, end)), Pool(pooling))
+
+    def stage_features(self, stage: int) -> nn.Module:
+        """See :class:`Splitter`."""
+        return self._part(None, self.anatomy.stages[stage].end)
+
+    def cut(self, start: str | None, end: str | None) -> CutNetwork:
+        """Cut out the part between two boundaries; None is the image or the logits."""
+        train = _subgraph(self.network, self.graph.train, start, end)
+        evaluation = _subgraph(self.network, self.graph.eval, start, end)
+        return CutNetwork(
+            fx.GraphModule(self.network, train), fx.GraphModule(self.network, evaluation)
+        )
+
+    def _part(self, start: str | None, end: str | None) -> fx.GraphModule:
+        graph = _subgraph(self.network, self.graph.eval, start, end)
+        return fx.GraphModule(self.network, graph).eval()
+
+    def _pooled(self, pooling: Pooling) -> str:
+        """Boundary that the pooling reads."""
+        return self.anatomy.features if pooling == "auto" else self.anatomy.stages[-1].end
+
+
+def _subgraph(network: nn.Module, graph: fx.Graph, start: str | None, end: str | None) -> fx.Graph:
+    part = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    logits = part.graph_copy(graph, copies)
+    by_name = {name: copies[node] for node, name in node_names(graph).items() if node in copies}
+    if start is not None:
+        _start_at(network, part, by_name[start])
+    part.output(logits if end is None else by_name[end])
+    remove_dead_nodes(part)
+    for node in list(part.nodes):
+        if node.op == "placeholder" and not node.users:
+            part.erase_node(node)
+    return part
+
+
+def _start_at(network: nn.Module, part: fx.Graph, boundary: fx.Node) -> None:
+    """Replace the value of a boundary by the graph's input."""
+    with part.inserting_before(next(iter(part.nodes))):
+        features = part.placeholder("boundary")
+        if any(_writes_in_place(network, user) for user in boundary.users):
+            features = part.call_method("clone", (features,))  # the features are kept by a cache
+    boundary.replace_all_uses_with(features)
+
+
+class OpaqueNetwork:
+    """A network that torch.fx can't follow: frozen whole or not at all."""
+
+    stages = ("network",)
+
+    def __init__(self, network: nn.Module, image_size: int) -> None:
+        self.network = network
+        self.classifier = _last_linear(network, image_size)
+
+    def prefix(self, depth: int, pooling: Pooling) -> nn.Module:
+        """See :class:`Splitter`."""
+        return nn.Sequential(self._headless(), Pool(pooling)).eval()
+
+    def suffix(self, depth: int, pooling: Pooling) -> nn.Module:
+        """See :class:`Splitter`."""
+        if depth:
+            return nn.Identity()
+        return nn.Sequential(copy.deepcopy(self._headless()), Pool(pooling))
+
+    def stage_features(self, stage: int) -> nn.Module:
+        """See :class:`Splitter`."""
+        return self._headless().eval()
+
+    def _headless(self) -> nn.Module:
+        """The network with its classifier taken out; its other weights are shared."""
+        if self.classifier is None:
+            return self.network
+        memo: dict[int, object] = {id(t): t for t in self.network.parameters()}
+        memo |= {id(t): t for t in self.network.buffers()}
+        network = copy.deepcopy(self.network, memo)
+        parent, _, name = self.classifier.rpartition(".")
+        setattr(network.get_submodule(parent), name, nn.Identity())
+        return network
+
+
+def _last_linear(network: nn.Module, image_size: int) -> str | None:
+    """Path of the linear layer whose output is the network's output, found by running it."""
+    outputs: dict[str, Tensor] = {}
+    hooks = [
+        module.register_forward_hook(
+            lambda _module, _inputs, output, name=name: outputs.__setitem__(name, output)
+        )
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        with torch.no_grad():
+            result = network.eval()(torch.zeros(1, 3, image_size, image_size))
+    except Exception as error:
+        raise ValueError(
+            f"The backbone failed on an image of {image_size} x {image_size} pixels: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not isinstance(result, Tensor):
+        raise ValueError(
+            f"The backbone must return a tensor, got {type(result).__name__}. Wrap it in a module "
+            "whose forward returns the features or logits alone."
+        )
+    return next((name for name, output in outputs.items() if output is result), None)
+
+
+def make_splitter(network: nn.Module, image_size: int) -> Splitter:
+    """Find out how a network can be cut.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Takes float images of shape (n, 3, image_size, image_size).
+    image_size : int
+        Height and width of the images in pixels.
+
+    Returns
+    -------
+    TracedNetwork or OpaqueNetwork
+    """
+    try:
+        graph = trace(network, image_size)
+    except NotTraceableError:
+        return OpaqueNetwork(network, image_size)
+    return TracedNetwork(network, graph)

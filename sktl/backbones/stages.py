@@ -1,0 +1,237 @@
+"""Which of a network's boundaries are its stages.
+
+One rule serves every network: descend through containers until blocks repeat. A block
+has at least two layers with weights; what comes before the first block is the stem,
+what follows the last one belongs to the last stage, and pooling ends the trunk. Flat
+networks such as VGG end a stage at each pooling layer.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from .graph import NetworkGraph, has_weights, module_path
+
+_POOLING = (nn.MaxPool2d, nn.AvgPool2d)
+_GLOBAL_POOLING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_POOLING_CALLS = (F.max_pool2d, torch.max_pool2d, F.avg_pool2d)
+_GLOBAL_POOLING_CALLS = (F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
+# What may stand between the last linear layer and the output.
+_AFTER_LINEAR = (nn.Flatten, nn.Dropout, nn.Identity, nn.Softmax, nn.LogSoftmax, nn.Sigmoid)
+_AFTER_CONVOLUTION = (*_AFTER_LINEAR, *_GLOBAL_POOLING, nn.AvgPool2d, nn.ReLU)
+_AFTER_CALLS = (torch.flatten, torch.squeeze, F.softmax, F.log_softmax, *_GLOBAL_POOLING_CALLS)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of a network's own blocks: its name and the boundary at which it ends."""
+
+    name: str
+    end: str
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Where a network's parts lie in its graph.
+
+    Attributes
+    ----------
+    stages : tuple of Stage
+        In forward order; the last one ends before the pooling.
+    features : str
+        The boundary that the classifier reads, or the output where there is none.
+    classifier : str or None
+        Path of the network's last linear layer (or 1 x 1 convolution).
+    """
+
+    stages: tuple[Stage, ...]
+    features: str
+    classifier: str | None
+
+
+def find_anatomy(network: nn.Module, graph: NetworkGraph) -> Anatomy:
+    """Find a traced network's stages, features and classifier."""
+    classifier = _classifier(network, graph)
+    features = _features(graph, classifier)
+    trunk = _Trunk(network, graph, _trunk_boundaries(network, graph, features))
+    blocks = _blocks(trunk)
+    stages = _stages_of_blocks(trunk, blocks) if blocks else _flat_stages(trunk)
+    path = None if classifier is None else str(classifier.target)
+    return Anatomy(stages, features, path)
+
+
+def _classifier(network: nn.Module, graph: NetworkGraph) -> fx.Node | None:
+    """The layer that makes the logits, if a linear one does."""
+    output = next(n for n in graph.eval.nodes if n.op == "output")
+    node = output.args[0]
+    flat = len(graph.shapes.get(graph.names[node], ())) == 2
+    only_linear = True
+    while flat and isinstance(node, fx.Node) and node.op != "placeholder":
+        if node.op == "call_module":
+            module = network.get_submodule(str(node.target))
+            if isinstance(module, nn.Linear):
+                return node if only_linear else None
+            if isinstance(module, nn.Conv2d):
+                return node if module.kernel_size == (1, 1) else None
+            if not isinstance(module, _AFTER_CONVOLUTION):
+                return None
+            only_linear = only_linear and isinstance(module, _AFTER_LINEAR)
+        elif node.target not in (*_AFTER_CALLS, "flatten", "squeeze", "view", "reshape"):
+            return None
+        if len(node.all_input_nodes) != 1:
+            return None
+        node = node.all_input_nodes[0]
+    return None
+
+
+def _features(graph: NetworkGraph, classifier: fx.Node | None) -> str:
+    if classifier is None:
+        return graph.boundaries[-1]
+    name = graph.names[classifier.all_input_nodes[0]]
+    return name if name in graph.boundaries else graph.boundaries[-1]
+
+
+def _trunk_boundaries(network: nn.Module, graph: NetworkGraph, features: str) -> tuple[str, ...]:
+    """Boundaries before the pooling that turns a map into a vector."""
+    upto = graph.boundaries[: graph.boundaries.index(features) + 1]
+    pools = [i for i, name in enumerate(upto) if _is_global_pooling(network, graph, name)]
+    if pools:
+        end = pools[-1]
+    else:
+        end = len(upto)
+        while end > 0 and len(graph.shapes[upto[end - 1]]) < 3:
+            end -= 1
+    return upto[:end] or upto
+
+
+def _is_global_pooling(network: nn.Module, graph: NetworkGraph, name: str) -> bool:
+    node = graph.nodes[name]
+    if node.op != "call_module":
+        return node.target in _GLOBAL_POOLING_CALLS
+    module = network.get_submodule(str(node.target))
+    single = graph.shapes[name][2:] == (1, 1)
+    return isinstance(module, _GLOBAL_POOLING) or (isinstance(module, nn.AvgPool2d) and single)
+
+
+class _Trunk:
+    """The nodes from the image to the last boundary before the pooling."""
+
+    def __init__(self, network: nn.Module, graph: NetworkGraph, boundaries: tuple[str, ...]):
+        self.network = network
+        self.names = graph.names
+        last = graph.nodes[boundaries[-1]]
+        nodes = list(graph.eval.nodes)
+        self.nodes = nodes[: nodes.index(last) + 1]
+        allowed = set(boundaries)
+        self.is_boundary = [graph.names[node] in allowed for node in self.nodes]
+        self.weighted = [has_weights(network, node) for node in self.nodes]
+        self.paths = [module_path(node) for node in self.nodes]
+
+    def last_boundary(self, start: int, stop: int) -> int | None:
+        """Position of the last boundary in [start, stop)."""
+        return next((i for i in range(stop - 1, start - 1, -1) if self.is_boundary[i]), None)
+
+    def next_unit(self, start: int, level: str) -> int:
+        """Position of the first node from `start` on that belongs to a unit with parameters.
+
+        A unit is a child of the container at `level`; pooling and activations between
+        units belong to none.
+        """
+        depth = len(level.split(".")) + 1 if level else 1
+        for i in range(start, len(self.nodes)):
+            unit = ".".join(self.paths[i].split(".")[:depth])
+            if _inside(unit, level) and unit != level and _has_parameters(self.network, unit):
+                return i
+        return len(self.nodes)
+
+    def stage(self, name: str, position: int) -> Stage:
+        return Stage(name, self.names[self.nodes[position]])
+
+
+def _has_parameters(network: nn.Module, path: str) -> bool:
+    value = operator.attrgetter(path)(network)
+    return not isinstance(value, nn.Module) or any(True for _ in value.parameters())
+
+
+def _inside(path: str, container: str) -> bool:
+    return not container or path == container or path.startswith(container + ".")
+
+
+def _blocks(trunk: _Trunk) -> list[str]:
+    """Descend through containers until blocks of one class repeat."""
+    level = ""
+    while True:
+        layers = _weight_layers(trunk, level)
+        blocks = [child for child, n in layers.items() if n >= 2]
+        kinds = Counter(type(trunk.network.get_submodule(b)) for b in blocks)
+        if kinds and max(kinds.values()) >= 2:
+            return blocks
+        if not blocks:
+            return []
+        level = max(blocks, key=lambda child: layers[child])
+
+
+def _weight_layers(trunk: _Trunk, level: str) -> Counter[str]:
+    """Number of layers with weights in each child of a container, in forward order."""
+    layers: Counter[str] = Counter()
+    depth = len(level.split(".")) if level else 0
+    for path in dict.fromkeys(p for p, w in zip(trunk.paths, trunk.weighted, strict=True) if w):
+        parts = path.split(".")
+        if _inside(path, level) and len(parts) > depth:
+            layers[".".join(parts[: depth + 1])] += 1 if len(parts) > depth + 1 else 0
+    return layers
+
+
+def _stages_of_blocks(trunk: _Trunk, blocks: list[str]) -> tuple[Stage, ...]:
+    spans = _spans(trunk, blocks)
+    level = blocks[0].rpartition(".")[0]
+    stages = []
+    first = spans[0][1]
+    stem = trunk.last_boundary(0, first)
+    if stem is not None and any(trunk.weighted[:first]):
+        stages.append(trunk.stage("stem", stem))
+    for i, (name, _, end) in enumerate(spans):
+        last = i == len(spans) - 1
+        stop = len(trunk.nodes) if last else trunk.next_unit(end + 1, level)
+        boundary = trunk.last_boundary(end, stop)
+        if boundary is not None:
+            stages.append(trunk.stage(name, boundary))
+    return tuple(stages)
+
+
+def _spans(trunk: _Trunk, blocks: list[str]) -> list[tuple[str, int, int]]:
+    """First and last node of each block; blocks that interleave count as one."""
+    spans: list[tuple[str, int, int]] = []
+    for block in blocks:
+        inside = [i for i, path in enumerate(trunk.paths) if _inside(path, block)]
+        name, start, end = block, inside[0], inside[-1]
+        while spans and start <= spans[-1][2]:
+            name, start, before = spans.pop()
+            end = max(end, before)
+        spans.append((name, start, end))
+    return spans
+
+
+def _flat_stages(trunk: _Trunk) -> tuple[Stage, ...]:
+    """End a stage at each pooling layer; with no pooling, before each layer with weights."""
+    end = len(trunk.nodes) - 1
+    cuts = [i for i in range(end) if trunk.is_boundary[i] and _is_pooling(trunk, i)]
+    if not cuts:
+        weighted = [i for i, weights in enumerate(trunk.weighted) if weights]
+        spans = zip(weighted, weighted[1:], strict=False)
+        found = [trunk.last_boundary(start, stop) for start, stop in spans]
+        cuts = [i for i in found if i is not None]
+    return tuple(trunk.stage(trunk.names[trunk.nodes[i]], i) for i in (*cuts, end))
+
+
+def _is_pooling(trunk: _Trunk, position: int) -> bool:
+    node = trunk.nodes[position]
+    if node.op == "call_module":
+        return isinstance(trunk.network.get_submodule(str(node.target)), _POOLING)
+    return node.target in _POOLING_CALLS

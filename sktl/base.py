@@ -1,0 +1,124 @@
+"""What the two estimators share: reading X, choosing hardware, and their state in a file."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from numbers import Integral
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from joblib import effective_n_jobs
+from sklearn.base import BaseEstimator
+from sklearn.utils import Tags
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import validate_data
+from torchvision.models import WeightsEnum
+
+from .backbones import Backbone, load_backbone
+from .cache import FeatureCache, open_cache
+from .hardware import PRECISIONS, choose_device, choose_precision
+from .images import Images, kind_of, learn_format, open_images
+from .persistence import InconsistentVersionWarning, check_picklable, picklable
+
+
+class ImageEstimator(BaseEstimator):
+    """Base of the estimators that look at images through a pretrained backbone."""
+
+    _parameter_constraints: dict[str, list[Any]] = {
+        "backbone": [str, callable],
+        "weights": [str, os.PathLike, WeightsEnum, None],
+        "pooling": [StrOptions({"auto", "avg", "flatten"})],
+        "image_size": [Interval(Integral, 1, None, closed="left"), None],
+        "image_shape": [tuple, list, None],
+        "pixel_range": [tuple, list, None],
+        "cache": [str, os.PathLike, None],
+        "precision": [StrOptions({"auto", *PRECISIONS})],
+        "device": [str, torch.device],
+        "n_jobs": [Integral, None],
+        "verbose": ["verbose"],
+    }
+
+    def _open(self, X: Any, *, reset: bool, counts: npt.NDArray[Any] | None = None) -> Images:
+        """Open X; with `reset`, learn from the samples that count how to read it."""
+        if kind_of(X) == "rows":
+            X = validate_data(self, X, reset=reset, dtype="numeric")
+        elif reset:
+            for name in ("n_features_in_", "feature_names_in_"):
+                vars(self).pop(name, None)
+        if reset:
+            self._format = learn_format(
+                X, image_shape=self.image_shape, pixel_range=self.pixel_range, rows=counts
+            )
+            self.pixel_range_ = self._format.pixel_range
+        return open_images(X, self._format)
+
+    def _load_backbone(self, seed: int | None = None) -> Backbone:
+        return load_backbone(self.backbone, self.weights, self.image_size, seed)
+
+    def _choose_hardware(self) -> tuple[torch.device, str]:
+        device = choose_device(self.device)
+        return device, choose_precision(self.precision, device)
+
+    def _cache(self) -> FeatureCache | None:
+        return open_cache(self.cache)
+
+    def _n_jobs(self) -> int:
+        return int(effective_n_jobs(self.n_jobs))
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """A fit that fails leaves the estimator as it was."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        tags.input_tags.string = True
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())
+        if hasattr(self, "__sklearn_is_fitted__") and self.__sklearn_is_fitted__():
+            for name, value in self.get_params(deep=False).items():
+                check_picklable(name, value)
+            state |= {k: picklable(v) for k, v in self.get_params(deep=False).items()}
+            state = self._store(state)
+        return state | {"_sktl_version": version("sktl")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        written, current = state.pop("_sktl_version", "unknown"), version("sktl")
+        if written != current:
+            warnings.warn(
+                InconsistentVersionWarning(
+                    estimator_name=type(self).__name__,
+                    current_version=current,
+                    original_version=written,
+                ),
+                stacklevel=2,
+            )
+        super().__setstate__(self._restore(state))
+
+    def _stored_source(self, backbone: Backbone, state: dict[str, Any]) -> Any:
+        """The backbone as it was given to fit; one object with the parameter if it still is."""
+        source = backbone.architecture.source
+        return state["backbone"] if source is self.backbone else picklable(source)
+
+    def _store(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Replace what can't go into a file."""
+        raise NotImplementedError
+
+    def _restore(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Undo `_store`."""
+        raise NotImplementedError

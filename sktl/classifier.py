@@ -1,0 +1,496 @@
+"""The image classifier."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.special import log_softmax, softmax
+from sklearn.base import ClassifierMixin, TransformerMixin
+from sklearn.utils import Tags, column_or_1d, compute_class_weight
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    assert_all_finite,
+    check_consistent_length,
+    check_is_fitted,
+)
+
+from .backbones import Backbone
+from .base import ImageEstimator
+from .images import Images
+from .model import HeadShape, Model, assemble_net, features_at, pooled_width
+from .persistence import restore_model, store_model
+from .prefix import freeze_prefix
+from .training import (
+    OPTIMIZERS,
+    TrainingPlan,
+    choose_optimizer,
+    default_backbone_lr,
+    default_lr,
+    default_max_epochs,
+    history_rows,
+    n_iterations,
+    seed_of,
+    train,
+)
+
+_POSITIVE = Interval(Real, 0, None, closed="neither")
+
+
+class PretrainedImageClassifier(ClassifierMixin, TransformerMixin, ImageEstimator):
+    """Classify images with a pretrained network and a new head.
+
+    The network is cut at the freeze depth. What lies before is computed once for an image
+    and kept; what follows, and the head, are trained.
+
+    Parameters
+    ----------
+    backbone : str, torch.nn.Module or callable, default="efficientnet_lite0"
+        A name of :func:`sktl.list_backbones`, a network, or what returns one. The default's
+        ImageNet weights are installed with sktl, so it needs no network connection.
+    weights : str, path, torchvision WeightsEnum or None, default="DEFAULT"
+        Weights by torchvision's names, the path of a state dict (.pth or .safetensors), or
+        None for random ones. A module keeps its own.
+    freeze : {"all", "none"}, int or str, default="all"
+        Which stages keep their weights, batch-norm statistics included: all of them (only the
+        head trains), none, the first k (-1 leaves the last stage to train), or those up to and
+        including the one with this name. ``stages_`` lists them.
+    pooling : {"auto", "avg", "flatten"}, default="auto"
+        How the last stage's map becomes a vector: as the network itself does up to its last
+        linear layer, by the mean over positions, or by laying all positions side by side.
+    head : "linear", tuple of int or callable, default="linear"
+        A linear layer, hidden layers of these widths with ReLU, or what makes a module of
+        ``(in_features, n_classes)``.
+    dropout : float, default=0.0
+        Share of its inputs that each linear layer of the head loses in training.
+    criterion : "cross_entropy" or callable, default="cross_entropy"
+        The loss; a callable maps logits (n, n_classes) and labels (n,) to losses (n,).
+    label_smoothing : float, default=0.0
+        Share of the target probability that is spread over all classes.
+    class_weight : dict, "balanced" or None, default=None
+        Weights of the classes, as in scikit-learn's classifiers.
+    optimizer : {"auto", "lbfgs", "sgd", "adam", "adamw"} or class, default="auto"
+        "auto" solves the convex problem of a frozen backbone with a linear head by L-BFGS, on
+        all rows at once in float64, unless `lr` is given or `dropout` used; else it is "adamw".
+        A class is a subclass of :class:`torch.optim.Optimizer`.
+    lr : float or None, default=None
+        Learning rate of the head. None is 1e-3, and 1e-2 for "sgd".
+    backbone_lr : float or None, default=None
+        Learning rate of the stages that train. None is a tenth of `lr`.
+    weight_decay : float, default=1e-3
+        L2 penalty of the weights (not of biases and norms). With L-BFGS, half of it times their
+        squared norm is added to the mean loss; else it is the optimizer's own parameter.
+    max_epochs : int or None, default=None
+        Passes over the images; for L-BFGS, the most iterations. None is 20, and 1000 for L-BFGS.
+    batch_size : int, default=32
+        Images a training step. L-BFGS uses all.
+    image_size : int or None, default=None
+        Height and width in pixels at which the network sees the images. None is what its
+        weights were trained with.
+    image_shape : tuple of int or None, default=None
+        Shape of the image in a row of two-dimensional X, (h, w), (h, w, c) or (c, h, w). None
+        takes it from the width where that can be told.
+    pixel_range : tuple of (float, float) or None, default=None
+        The values in arrays that mean black and white. None decides in `fit`: 0 to 255 for
+        uint8, else the nearest of 1, 16, 255 and 65535 that covers the values.
+    cache : "memory", path or None, default="memory"
+        Where the features of the frozen stages are kept: in this process, in a directory that
+        processes share, or nowhere.
+    precision : {"auto", "float32", "bfloat16"}, default="auto"
+        Number format of the frozen stages. "auto" is bfloat16 where the hardware multiplies
+        matrices in it.
+    device : str or torch.device, default="auto"
+        "auto" is the GPU where there is one.
+    n_jobs : int or None, default=None
+        Threads that read images, as in joblib.
+    callbacks : list of skorch callbacks or None, default=None
+    random_state : int, RandomState instance or None, default=None
+        Seed of the head's initial weights, the order of the batches, dropout, and of random
+        backbone weights.
+    verbose : int, default=0
+        1 prints a line an epoch.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+    n_features_in_ : int
+        Width of X, where it is two-dimensional.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Column names of X, where it has such.
+    net_ : skorch.NeuralNetClassifier
+        The suffix and head; its X are features at the freeze depth.
+    history_ : list of dict
+        A row an epoch.
+    n_iter_ : int
+        Epochs run, or iterations of L-BFGS.
+    stages_ : list of str
+        Names of the backbone's stages in forward order.
+    freeze_ : int
+        Number of frozen stages.
+    pixel_range_ : tuple of (float, float)
+        The values taken as black and white.
+    device_ : torch.device
+    precision_ : {"float32", "bfloat16"}
+
+    See Also
+    --------
+    PretrainedImageFeatures : The frozen network as a transformer.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sktl import PretrainedImageClassifier
+    >>> X, y = load_digits(n_class=2, return_X_y=True)
+    >>> clf = PretrainedImageClassifier(image_size=64).fit(X[:20], y[:20])
+    >>> clf.predict(X[20:24])
+    array([0, 1, 0, 1])
+    """
+
+    _parameter_constraints: dict[str, list[Any]] = ImageEstimator._parameter_constraints | {
+        "freeze": [Integral, str],
+        "head": [StrOptions({"linear"}), tuple, callable],
+        "dropout": [Interval(Real, 0, 1, closed="left")],
+        "criterion": [StrOptions({"cross_entropy"}), callable],
+        "label_smoothing": [Interval(Real, 0, 1, closed="left")],
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+        "optimizer": [StrOptions({"auto", *OPTIMIZERS}), type],
+        "lr": [_POSITIVE, None],
+        "backbone_lr": [_POSITIVE, None],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "max_epochs": [Interval(Integral, 1, None, closed="left"), None],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "callbacks": [list, None],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        backbone: Any = "efficientnet_lite0",
+        *,
+        weights: Any = "DEFAULT",
+        freeze: Any = "all",
+        pooling: Any = "auto",
+        head: Any = "linear",
+        dropout: float = 0.0,
+        criterion: Any = "cross_entropy",
+        label_smoothing: float = 0.0,
+        class_weight: Any = None,
+        optimizer: Any = "auto",
+        lr: float | None = None,
+        backbone_lr: float | None = None,
+        weight_decay: float = 1e-3,
+        max_epochs: int | None = None,
+        batch_size: int = 32,
+        image_size: int | None = None,
+        image_shape: Any = None,
+        pixel_range: Any = None,
+        cache: Any = "memory",
+        precision: str = "auto",
+        device: Any = "auto",
+        n_jobs: int | None = None,
+        callbacks: Any = None,
+        random_state: Any = None,
+        verbose: int = 0,
+    ) -> None:
+        self.backbone = backbone
+        self.weights = weights
+        self.freeze = freeze
+        self.pooling = pooling
+        self.head = head
+        self.dropout = dropout
+        self.criterion = criterion
+        self.label_smoothing = label_smoothing
+        self.class_weight = class_weight
+        self.optimizer = optimizer
+        self.lr = lr
+        self.backbone_lr = backbone_lr
+        self.weight_decay = weight_decay
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.image_size = image_size
+        self.image_shape = image_shape
+        self.pixel_range = pixel_range
+        self.cache = cache
+        self.precision = precision
+        self.device = device
+        self.n_jobs = n_jobs
+        self.callbacks = callbacks
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train the head, and the stages that aren't frozen.
+
+        Parameters
+        ----------
+        X : array, list, Series or DataFrame of n_samples images
+            Arrays of shape (n, h, w), (n, h, w, c) or (n, c, h, w), rows of one flattened image
+            each, PIL images, or paths of image files.
+        y : array-like of shape (n_samples,)
+            Class labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+            The loss is ``sum(w * loss) / sum(w)``.
+
+        Returns
+        -------
+        self : PretrainedImageClassifier
+
+        Raises
+        ------
+        ValueError
+            If a parameter, X or y is not as it must be. The estimator is then as before.
+        """
+        with self._all_or_nothing():
+            self._validate_params()
+            self._check_training_params()
+            self._fit(X, y, sample_weight)
+        return self
+
+    def _check_training_params(self) -> None:
+        """What scikit-learn's constraints can't say."""
+        widths = self.head if isinstance(self.head, tuple) else ()
+        if any(not isinstance(w, Integral) or w < 1 for w in widths) or self.head == ():
+            raise ValueError(
+                f"head={self.head!r}: hidden widths must be positive integers, such as (1024,)."
+            )
+        if isinstance(self.optimizer, type) and not issubclass(
+            self.optimizer, torch.optim.Optimizer
+        ):
+            raise ValueError(
+                f"optimizer={self.optimizer!r} is not a subclass of torch.optim.Optimizer."
+            )
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any) -> None:
+        classes, labels = self._check_y(y)
+        n = len(X) if hasattr(X, "__len__") else X.shape[0]
+        if n != len(labels):
+            check_consistent_length(X, labels)
+        weights = self._check_weights(sample_weight, classes, labels)
+        device, precision = self._choose_hardware()
+        seed = seed_of(self.random_state)
+        images = self._open(X, reset=True, counts=weights > 0)
+        check_consistent_length(np.empty(len(images)), labels)
+        backbone = self._load_backbone(seed)
+        model = self._train(backbone, images, labels, weights, len(classes), device, precision, seed)
+        self._set_fitted(model, classes)
+
+    def _train(
+        self,
+        backbone: Backbone,
+        images: Images,
+        labels: npt.NDArray[Any],
+        weights: npt.NDArray[Any],
+        n_classes: int,
+        device: torch.device,
+        precision: str,
+        seed: int,
+    ) -> Model:
+        depth = backbone.freeze_depth(self.freeze)
+        plan = self._plan(frozen=depth == len(backbone.stages), seed=seed)
+        prefix = freeze_prefix(backbone, depth, self.pooling, precision, device)
+        features = features_at(backbone, prefix, images, self._cache(), self._n_jobs())
+        width = pooled_width(backbone, depth, self.pooling, features)
+        head = HeadShape(self.head, n_classes, self.dropout, width)
+        net = assemble_net(backbone, depth, self.pooling, head, plan, device, self.callbacks)
+        train(net, features, labels, weights)
+        return Model(backbone, depth, self.pooling, precision, device, head, plan, net)
+
+    def _plan(self, *, frozen: bool, seed: int) -> TrainingPlan:
+        convex = frozen and self.head == "linear" and not self.dropout
+        convex = convex and self.criterion == "cross_entropy"
+        optimizer = choose_optimizer(self.optimizer, convex=convex, lr=self.lr)
+        if optimizer in ("lbfgs", torch.optim.LBFGS) and (not frozen or self.dropout):
+            raise ValueError(
+                f"optimizer={self.optimizer!r} works on all rows at once, so it needs "
+                'freeze="all" and dropout=0; '
+                f"got freeze={self.freeze!r} and dropout={self.dropout!r}."
+            )
+        lr = default_lr(optimizer) if self.lr is None else self.lr
+        return TrainingPlan(
+            optimizer=optimizer,
+            lr=lr,
+            backbone_lr=default_backbone_lr(lr) if self.backbone_lr is None else self.backbone_lr,
+            weight_decay=self.weight_decay,
+            max_epochs=self.max_epochs or default_max_epochs(optimizer),
+            batch_size=self.batch_size,
+            label_smoothing=self.label_smoothing,
+            criterion=self.criterion,
+            seed=seed,
+            verbose=int(self.verbose),
+        )
+
+    def _check_y(self, y: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        if y is None:
+            raise ValueError(
+                f"{type(self).__name__} requires y to be passed, but the target y is None."
+            )
+        y = np.asarray(y)
+        if y.ndim == 2 and y.shape[1] > 1:
+            raise ValueError(
+                f"y has shape {y.shape}: multi-label and multi-output targets are not supported. "
+                "Pass one class label for each image."
+            )
+        y = column_or_1d(y, warn=True)
+        assert_all_finite(y, input_name="y")
+        check_classification_targets(y)
+        classes, labels = np.unique(y, return_inverse=True)
+        if len(classes) < 2:
+            raise ValueError(
+                f"y holds one class only, {classes.tolist()}; {type(self).__name__} needs at least "
+                "2 classes."
+            )
+        return classes, labels.astype(np.int64)
+
+    def _check_weights(
+        self, sample_weight: Any, classes: npt.NDArray[Any], labels: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        rows = np.empty((len(labels), 1))
+        weights = _check_sample_weight(
+            sample_weight, rows, dtype=np.float64, ensure_non_negative=True
+        )
+        if self.class_weight is not None:
+            by_class = compute_class_weight(
+                self.class_weight, classes=classes, y=classes[labels], sample_weight=weights
+            )
+            weights = weights * by_class[labels]
+        if not weights.sum() > 0:
+            raise ValueError("sample_weight is zero for every image; at least one must count.")
+        return weights
+
+    def _set_fitted(self, model: Model, classes: npt.NDArray[Any]) -> None:
+        self._model = model
+        self.classes_ = classes
+        self.history_ = history_rows(model.net)
+        self.n_iter_ = n_iterations(model.net)
+        self.stages_ = list(model.backbone.stages)
+        self.freeze_ = model.depth
+        self.net_ = model.net
+        self.device_ = model.device
+        self.precision_ = model.precision
+
+    def _logits(self, X: Any) -> npt.NDArray[np.float64]:
+        check_is_fitted(self)
+        images = self._open(X, reset=False)
+        logits = self._model.logits(images, self._cache(), self._n_jobs())
+        return logits.astype(np.float64)
+
+    def decision_function(self, X: Any) -> npt.NDArray[np.float64]:
+        """Compute confidence scores.
+
+        Parameters
+        ----------
+        X : array, list, Series or DataFrame of n_samples images
+            See :meth:`fit`; the kind may differ.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes), or (n_samples,) with two classes
+            The logits; with two classes, that of the second less that of the first.
+        """
+        logits = self._logits(X)
+        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+
+    def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
+        """Compute class probabilities.
+
+        Parameters
+        ----------
+        X : array, list, Series or DataFrame of n_samples images
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            Columns in the order of ``classes_``.
+        """
+        probabilities: npt.NDArray[np.float64] = softmax(self._logits(X), axis=1)
+        return probabilities
+
+    def predict_log_proba(self, X: Any) -> npt.NDArray[np.float64]:
+        """Compute logarithms of class probabilities.
+
+        Parameters
+        ----------
+        X : array, list, Series or DataFrame of n_samples images
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+        """
+        logarithms: npt.NDArray[np.float64] = log_softmax(self._logits(X), axis=1)
+        return logarithms
+
+    def predict(self, X: Any) -> npt.NDArray[Any]:
+        """Predict class labels.
+
+        Parameters
+        ----------
+        X : array, list, Series or DataFrame of n_samples images
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+        """
+        indices = self._logits(X).argmax(axis=1)
+        labels: npt.NDArray[Any] = self.classes_[indices]
+        return labels
+
+    def transform(self, X: Any) -> npt.NDArray[np.float32]:
+        """Compute the features that the head reads.
+
+        Parameters
+        ----------
+        X : array, list, Series or DataFrame of n_samples images
+
+        Returns
+        -------
+        float32 ndarray of shape (n_samples, n_features)
+        """
+        check_is_fitted(self)
+        images = self._open(X, reset=False)
+        return self._model.pooled(images, self._cache(), self._n_jobs())
+
+    def get_feature_names_out(self, input_features: Any = None) -> npt.NDArray[np.object_]:
+        """Name the features that :meth:`transform` gives.
+
+        Parameters
+        ----------
+        input_features : ignored
+
+        Returns
+        -------
+        ndarray of str of shape (n_features,)
+        """
+        check_is_fitted(self)
+        prefix = type(self).__name__.lower()
+        names = [f"{prefix}{i}" for i in range(self._model.head.in_features)]
+        return np.asarray(names, dtype=object)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_model")
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
+    def _store(self, state: dict[str, Any]) -> dict[str, Any]:
+        for name in ("net_", "device_", "precision_"):
+            del state[name]
+        source = self._stored_source(self._model.backbone, state)
+        return state | {"_model": store_model(self._model, self.precision, source)}
+
+    def _restore(self, state: dict[str, Any]) -> dict[str, Any]:
+        if "_model" in state:
+            model = restore_model(state["_model"])
+            state |= {
+                "_model": model,
+                "net_": model.net,
+                "device_": model.device,
+                "precision_": model.precision,
+            }
+        return state

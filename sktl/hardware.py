@@ -1,0 +1,118 @@
+"""Which device and which precision to compute with."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import torch
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """Find the device to train and predict on.
+
+    Parameters
+    ----------
+    device : str or torch.device
+        "auto" is the first CUDA GPU, else Apple's GPU, else the CPU.
+
+    Raises
+    ------
+    ValueError
+        If torch doesn't know the device or it is not to be had here.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f'Unknown device {device!r}. Choose "auto", "cpu", "cuda", "cuda:1" or "mps".'
+        ) from error
+    if not is_available(chosen):
+        raise ValueError(f"device={device!r} is not available here. {_devices_here()}")
+    return chosen
+
+
+def is_available(device: torch.device) -> bool:
+    """Whether this process can compute on the device."""
+    if device.type == "cuda":
+        return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+    if device.type == "mps":
+        return torch.backends.mps.is_available()
+    return device.type == "cpu"
+
+
+def _devices_here() -> str:
+    found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return f'There is {" and ".join(map(repr, found))}; "auto" takes the fastest.'
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """Find the number format of the frozen prefix.
+
+    Parameters
+    ----------
+    precision : {"auto", "float32", "bfloat16"}
+        "auto" is bfloat16 where the hardware multiplies matrices in it, else float32.
+    device : torch.device
+
+    Returns
+    -------
+    {"float32", "bfloat16"}
+    """
+    if precision != "auto":
+        return precision
+    return "bfloat16" if _has_bfloat16_units(device) else "float32"
+
+
+def _has_bfloat16_units(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        # Underscored in torch, but there is no public way to ask; absent means no.
+        asks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        return any(getattr(torch.cpu, ask, lambda: False)() for ask in asks)
+    return False
+
+
+def restore_device(device: str) -> torch.device:
+    """The device of a stored model, or with a warning the best one here."""
+    wanted = torch.device(device)
+    if is_available(wanted):
+        return wanted
+    found = choose_device("auto")
+    warnings.warn(
+        f"The model was fitted on device {device!r}, which is not available here; it will "
+        f"predict on {str(found)!r}.",
+        UserWarning,
+        stacklevel=2,
+    )
+    return found
+
+
+def restore_precision(asked: str, used: str, device: torch.device) -> str:
+    """The precision of a stored model, or with a warning the one that suits this hardware."""
+    if asked != "auto" or used == "float32" or choose_precision("auto", device) == used:
+        return used
+    warnings.warn(
+        f"The model was fitted with {used} features, for which this hardware has no units; it "
+        "will predict in float32. Probabilities may differ in the third digit.",
+        UserWarning,
+        stacklevel=2,
+    )
+    return "float32"
+
+
+def physical_memory() -> int:
+    """Memory of this machine in bytes."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):  # not to be had on Windows
+        return 8 * 2**30

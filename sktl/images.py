@@ -1,0 +1,582 @@
+"""What X may be, and how it becomes uint8 RGB images.
+
+`learn_format` looks at X once, in fit, and decides how its numbers are to be read;
+`open_images` reads any later X the same way, as a lazy sequence of images.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import xxhash
+from PIL import Image
+from sklearn.utils import assert_all_finite, check_array
+
+from sktl.decoding import decode_file, pillow_to_rgb, scale_to_uint8, why_unreadable
+
+Kind: TypeAlias = Literal["rows", "arrays", "images", "paths"]
+Range: TypeAlias = tuple[float, float]
+Array: TypeAlias = npt.NDArray[Any]
+
+EIGHT_BIT: Range = (0.0, 255.0)
+COMMON_HIGHS = (1.0, 16.0, 255.0, 65535.0)
+CHANNELS = (1, 3, 4)
+STRIP_BELOW = 32  # rows narrower than this are seldom pictures, so any width will do
+
+
+# What X is ---------------------------------------------------------------------------
+
+
+def kind_of(X: Any) -> Kind:
+    """Say what X holds, from its type and shape alone.
+
+    Parameters
+    ----------
+    X : object
+        What a user passed to fit or predict.
+
+    Returns
+    -------
+    kind : {"rows", "arrays", "images", "paths"}
+        "paths" and "images" are listings (list, tuple, Series, one-dimensional or (n, 1)
+        array or frame) of paths, or of PIL images, arrays and tensors. "arrays" is one
+        three- or four-dimensional array. "rows" is all else, for scikit-learn to validate.
+    """
+    if isinstance(X, str | os.PathLike | Image.Image):
+        raise ValueError(f"X is a single sample, {X!r}. Put it in a list.")
+    elements = _elements(X)
+    if elements is not None:
+        return _kind_of_elements(elements)
+    shape = _shape_of(X)
+    if len(shape) not in (3, 4):
+        return "rows"
+    if len(shape) == 4 and 0 not in shape:
+        _channel_axis(shape[1:], f"X of shape {shape}")
+    return "arrays"
+
+
+def _shape_of(X: Any) -> tuple[int, ...]:
+    shape = getattr(X, "shape", None)
+    if shape is None and hasattr(X, "__array__"):
+        shape = np.asarray(X).shape
+    return tuple(shape) if shape is not None else ()
+
+
+def _elements(X: Any) -> Sequence[Any] | None:
+    """Give the samples of X where it is a listing of objects, else None."""
+    if isinstance(X, list | tuple):
+        return X
+    shape = _shape_of(X)
+    one_column = len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)
+    if not one_column or isinstance(X, torch.Tensor):
+        return None
+    column = np.asarray(X)
+    if column.shape != shape or column.dtype.kind not in "OUT":
+        return None  # numbers, or a sparse matrix
+    return list(column.reshape(-1).tolist())
+
+
+def _kind_of_elements(elements: Sequence[Any]) -> Kind:
+    if not elements:
+        return "paths"  # refused as empty later, in the words that fit a listing
+    kinds = [_kind_of_element(element) for element in elements]
+    for i, kind in enumerate(kinds):
+        if kind != kinds[0]:
+            raise TypeError(
+                f"X mixes kinds of samples: X[0] is {_describe(elements[0])} and X[{i}] is "
+                f"{_describe(elements[i])}. Pass paths only, or images only."
+            )
+    return kinds[0]
+
+
+def _kind_of_element(element: Any) -> Kind:
+    if isinstance(element, str | os.PathLike):
+        return "paths"
+    if isinstance(element, Image.Image):
+        return "images"
+    if isinstance(element, np.ndarray | torch.Tensor) and element.ndim in (2, 3):
+        return "images"
+    return "rows"
+
+
+def _describe(element: Any) -> str:
+    text = f"a {type(element).__name__}"
+    if isinstance(element, np.ndarray | torch.Tensor):
+        text += f" of shape {tuple(element.shape)}"
+    elif isinstance(element, str | Real):
+        text += f" ({element!r})"
+    return text
+
+
+def _channel_axis(shape: tuple[int, ...], name: str) -> int | None:
+    """Find the channels of one image: the last axis wins, then the first; None for grey."""
+    if len(shape) == 2:
+        return None
+    for axis in (-1, 0):
+        if shape[axis] in CHANNELS:
+            return axis
+    raise ValueError(
+        f"{name} has no axis of 1, 3 or 4 channels. An image is (h, w), (h, w, c) or "
+        f"(c, h, w), an array of n images (n, h, w), (n, h, w, c) or (n, c, h, w), "
+        f"with c of 1, 3 or 4."
+    )
+
+
+# Checking X --------------------------------------------------------------------------
+
+Samples: TypeAlias = "Array | list[Array | Image.Image] | list[str]"
+
+
+def _checked_samples(X: Any, kind: Kind) -> Samples:
+    """Check X and bring it to the plainest type for its kind, copying nothing large."""
+    if kind == "rows":
+        return np.asarray(check_array(X, input_name="X"))
+    if kind == "arrays":
+        return _checked_array(X, "X", first_axis="samples")
+    elements = _elements(X) or []
+    if not elements:
+        raise ValueError(_empty_message((0,)))
+    if kind == "paths":
+        return [os.fsdecode(path) for path in elements]
+    return [_checked_image(image, f"X[{i}]") for i, image in enumerate(elements)]
+
+
+def _empty_message(shape: tuple[int, ...]) -> str:
+    return f"Found array with 0 sample(s) (shape={shape}) while a minimum of 1 is required."
+
+
+def _checked_image(image: Any, name: str) -> Array | Image.Image:
+    if not isinstance(image, Image.Image):
+        return _checked_array(image, name, first_axis="pixels")
+    if 0 in image.size:
+        raise ValueError(f"{name} has no pixels: its size is {image.size}.")
+    return image
+
+
+def _checked_array(X: Any, name: str, first_axis: Literal["samples", "pixels"]) -> Array:
+    array = _to_numpy(X)
+    image_shape = array.shape
+    if first_axis == "samples":
+        if len(array) == 0:
+            raise ValueError(_empty_message(array.shape))
+        name, image_shape = "X[0]", array.shape[1:]
+    if 0 in image_shape:
+        raise ValueError(f"{name} has no pixels: its shape is {image_shape}.")
+    _channel_axis(image_shape, f"{name} of shape {image_shape}")
+    if array.dtype.kind == "c":
+        raise ValueError("Complex data not supported")
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"{name} has dtype {array.dtype}; images are of numbers or bool.")
+    if array.dtype.kind == "f":
+        assert_all_finite(array, input_name="X")
+    return array
+
+
+def _to_numpy(X: Any) -> Array:
+    if isinstance(X, torch.Tensor):
+        X = X.detach().cpu()
+        if X.is_floating_point() and X.dtype not in (torch.float16, torch.float32, torch.float64):
+            X = X.float()  # NumPy has no bfloat16
+        X = X.numpy()
+    array = np.asarray(X)
+    # np.array(images, dtype=object) unpacks images of one size into single objects.
+    return np.array(array.tolist()) if array.dtype == object else array
+
+
+# What fit learns ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """How to read X: learned in fit, kept by the estimator, used again in predict.
+
+    Parameters
+    ----------
+    kind : {"rows", "arrays", "images", "paths"}
+        What fit was given.
+    image_shape : tuple of int or None
+        Shape of the image in one row; None where no rows were seen and none was given.
+    pixel_range : tuple of (float, float)
+        The values that become 0 and 255.
+    learned_from : {"given", "8-bit", "values"}
+        Whether `pixel_range` is the user's, what 8-bit images mean, or was decided from
+        the values of other arrays.
+    """
+
+    kind: Kind
+    image_shape: tuple[int, ...] | None
+    pixel_range: Range
+    learned_from: Literal["given", "8-bit", "values"]
+
+    def range_of(self, dtype: np.dtype[Any]) -> Range:
+        """Give the range of an array of this dtype; ValueError if fit could not know it."""
+        if self.learned_from == "given":
+            return self.pixel_range
+        if dtype == np.uint8:
+            return EIGHT_BIT
+        if dtype == np.bool_:
+            return (0.0, 1.0)
+        if self.learned_from == "values":
+            return self.pixel_range
+        raise ValueError(
+            f"X holds {dtype} images, but fit saw only 8-bit ones, so which values are black "
+            "and white is not known. Pass uint8 images, or set pixel_range (such as (0, 1)) "
+            "and fit again."
+        )
+
+
+def learn_format(
+    X: Any,
+    *,
+    image_shape: Sequence[int] | None = None,
+    pixel_range: Sequence[float] | None = None,
+    rows: npt.ArrayLike | None = None,
+) -> ImageFormat:
+    """Decide how X and what comes after it are to be read.
+
+    Parameters
+    ----------
+    X : object
+        What fit was given; where `kind_of` says "rows", the validated array.
+    image_shape : sequence of int, default=None
+        Shape of the image in one row, (h, w), (h, w, c) or (c, h, w).
+    pixel_range : (low, high), default=None
+        The values that become 0 and 255. Counts for all arrays, not for files or PIL images.
+    rows : array-like of bool of shape (n_samples,), default=None
+        The samples to look at when deciding the range.
+
+    Returns
+    -------
+    fmt : ImageFormat
+    """
+    given_shape = None if image_shape is None else _checked_image_shape(image_shape)
+    given_range = None if pixel_range is None else _checked_range(pixel_range)
+    kind = kind_of(X)
+    samples = _checked_samples(X, kind)
+    if kind == "rows":
+        assert isinstance(samples, np.ndarray)
+        given_shape = _row_shape(samples, given_shape)
+    if given_range is not None:
+        return ImageFormat(kind, given_shape, given_range, "given")
+    return ImageFormat(kind, given_shape, *_learn_range(_arrays_in(samples, rows)))
+
+
+def _checked_image_shape(image_shape: Any) -> tuple[int, ...]:
+    valid = isinstance(image_shape, Sequence | np.ndarray) and len(image_shape) in (2, 3)
+    if not valid or not all(isinstance(n, Integral) and int(n) > 0 for n in image_shape):
+        raise ValueError(
+            f"image_shape must be (h, w), (h, w, c) or (c, h, w); got {image_shape!r}."
+        )
+    shape = tuple(int(n) for n in image_shape)
+    _channel_axis(shape, f"image_shape={shape}")
+    return shape
+
+
+def _checked_range(pixel_range: Any) -> Range:
+    valid = isinstance(pixel_range, Sequence | np.ndarray) and len(pixel_range) == 2
+    if valid and all(isinstance(value, Real) for value in pixel_range):
+        low, high = (float(value) for value in pixel_range)
+        if low < high and math.isfinite(high - low):
+            return low, high
+    raise ValueError(
+        f"pixel_range must be two finite numbers, low < high, the values of black and white; "
+        f"got {pixel_range!r}."
+    )
+
+
+def _row_shape(X: Array, given: tuple[int, ...] | None) -> tuple[int, ...]:
+    width = X.shape[1]
+    if given is not None:
+        _check_width(width, given)
+        return given
+    side = math.isqrt(width)
+    if side**2 == width:
+        return (side, side)
+    if width < STRIP_BELOW:
+        return (1, width)
+    side = math.isqrt(width // 3)
+    if 3 * side**2 == width:
+        _warn_of_planes(X, side)
+        return (side, side, 3)
+    raise ValueError(
+        f"X has rows of {width} values, the pixels of neither a square grey nor a square RGB "
+        "image. Pass image_shape, as (62, 47) for the 2914 values of fetch_lfw_people."
+    )
+
+
+def _check_width(width: int, image_shape: tuple[int, ...]) -> None:
+    if width != math.prod(image_shape):
+        raise ValueError(
+            f"image_shape={image_shape} has {math.prod(image_shape)} values, but the rows of X "
+            f"have {width}."
+        )
+
+
+def _warn_of_planes(X: Array, side: int) -> None:
+    """Warn where rows read as (h, w, 3) look like colour planes, as CIFAR-10's on OpenML."""
+    some = X[:64].astype(np.float64)
+    pixels = _roughness(some.reshape(-1, side, side, 3), axes=(1, 2))
+    planes = _roughness(some.reshape(-1, 3, side, side), axes=(2, 3))
+    # Of 64 crops of photographs, planes had 0.4 to 0.73 times the roughness, pixels 1.06 and up.
+    if planes < 0.75 * pixels:
+        warnings.warn(
+            f"The rows of X were read as images of shape ({side}, {side}, 3), but they look like "
+            f"three colour planes. If they are, pass image_shape=(3, {side}, {side}).",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def _roughness(images: Array, axes: tuple[int, int]) -> float:
+    return float(sum(np.abs(np.diff(images, axis=axis)).mean() for axis in axes))
+
+
+def _arrays_in(samples: Samples, rows: npt.ArrayLike | None) -> list[Array]:
+    """List the arrays that tell of the pixel range, of the samples that count."""
+    mask = np.ones(len(samples), dtype=bool) if rows is None else np.asarray(rows, dtype=bool)
+    if not mask.any():
+        mask = ~mask  # none counts: better a range from all than none
+    if isinstance(samples, np.ndarray):
+        return [samples if mask.all() else samples[mask]]
+    counted = (sample for sample, counts in zip(samples, mask, strict=True) if counts)
+    return [sample for sample in counted if isinstance(sample, np.ndarray)]
+
+
+def _learn_range(arrays: list[Array]) -> tuple[Range, Literal["8-bit", "values"]]:
+    unknown = [array for array in arrays if array.dtype not in (np.uint8, np.bool_)]
+    if not unknown:
+        has_bool = any(array.dtype == np.bool_ for array in arrays)
+        return ((0.0, 1.0), "values") if has_bool else (EIGHT_BIT, "8-bit")
+    low = min(float(array.min()) for array in unknown)
+    high = max(float(array.max()) for array in unknown)
+    if low >= 0 and high <= COMMON_HIGHS[-1]:
+        return (0.0, next(common for common in COMMON_HIGHS if high <= common)), "values"
+    if not math.isfinite(high - low):
+        raise ValueError(f"The values of X, {low} to {high}, span more than a float64 holds.")
+    warnings.warn(
+        f"The values of X fit no common range of pixels: {low:g}, the least seen, was taken as "
+        f"black and {high:g}, the greatest, as white. Pass pixel_range=(low, high) to choose.",
+        UserWarning,
+        stacklevel=3,
+    )
+    return (low, high), "values"
+
+
+# Images ------------------------------------------------------------------------------
+
+
+class UnreadableImagesError(ValueError):
+    """Some images can't be decoded.
+
+    Parameters
+    ----------
+    files : list of (str, str)
+        Every path that can't be decoded, and why.
+    """
+
+    def __init__(self, files: list[tuple[str, str]]) -> None:
+        super().__init__(files)  # the args, so that it survives pickling
+        self.files = files
+
+    def __str__(self) -> str:
+        """Name up to ten of them."""
+        lines = [f"  {path}: {reason}" for path, reason in self.files[:10]]
+        if len(self.files) > 10:
+            lines.append(f"  and {len(self.files) - 10} more")
+        count = "1 image" if len(self.files) == 1 else f"{len(self.files)} images"
+        return "\n".join([f"{count} in X can't be read:", *lines, "Mend them or leave them out."])
+
+
+class Images(ABC):
+    """A sequence of images, read only when asked for."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Give the number of images."""
+
+    @abstractmethod
+    def digest(self, i: int) -> bytes:
+        """Hash what image i is made of, in 16 bytes: never its place, path or container."""
+
+    @abstractmethod
+    def batch(self, indices: Sequence[int]) -> torch.Tensor | list[torch.Tensor]:
+        """Read images as uint8 RGB.
+
+        Returns
+        -------
+        images : Tensor of shape (b, 3, h, w), or list of Tensor of shape (3, h, w)
+            A list where the sizes differ. Any strides; the memory is the caller's own.
+        """
+
+    def unreadable(self) -> list[tuple[str, str]]:
+        """Try to decode every file, and list the path and reason of those that can't be."""
+        return []
+
+
+def open_images(X: Any, fmt: ImageFormat) -> Images:
+    """Open X for reading, in the way that fit learned.
+
+    Parameters
+    ----------
+    X : object
+        Any kind of images; it may be another kind than fit saw.
+    fmt : ImageFormat
+        What `learn_format` gave.
+
+    Returns
+    -------
+    images : Images
+    """
+    kind = kind_of(X)
+    samples = _checked_samples(X, kind)
+    if isinstance(samples, np.ndarray):
+        if kind == "rows":
+            samples = samples.reshape(len(samples), *_known_row_shape(samples, fmt))
+        return _ArrayImages(samples, fmt.range_of(samples.dtype))
+    if kind == "paths":
+        return _FileImages(samples)  # type: ignore[arg-type]
+    return _ListImages(samples, fmt)  # type: ignore[arg-type]
+
+
+def _known_row_shape(X: Array, fmt: ImageFormat) -> tuple[int, ...]:
+    if fmt.image_shape is None:
+        raise ValueError(
+            f"X has two dimensions, one flattened image a row, but fit saw {fmt.kind}, so the "
+            "shape of a row's image is not known. Set image_shape and fit again, or reshape X."
+        )
+    _check_width(X.shape[1], fmt.image_shape)
+    return fmt.image_shape
+
+
+class _ArrayImages(Images):
+    """Images of one shape in one array, never copied as a whole."""
+
+    def __init__(self, array: Array, pixel_range: Range) -> None:
+        self._array = array
+        self._range = pixel_range
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def digest(self, i: int) -> bytes:
+        return _digest(self._array[i], self._range)
+
+    def batch(self, indices: Sequence[int]) -> torch.Tensor:
+        return _to_rgb(self._array[np.asarray(indices, dtype=np.intp)], self._range)
+
+
+class _Listing(Images):
+    """Images that are read one by one, any of which may turn out to be bad."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._names = names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @abstractmethod
+    def _read(self, i: int) -> Array:
+        """Give the pixels of image i, or raise what the decoder raises: nearly anything."""
+
+    def _pixels(self, i: int) -> Array:
+        try:
+            return self._read(i)
+        except Exception as error:
+            raise self._unreadable_error(i, error) from error
+
+    def _unreadable_error(self, i: int, error: Exception) -> UnreadableImagesError:
+        """Name all bad images and not the first alone, so that they can be mended at once."""
+        bad = dict(self.unreadable())
+        bad.setdefault(self._names[i], why_unreadable(error))
+        return UnreadableImagesError(list(bad.items()))
+
+    def unreadable(self) -> list[tuple[str, str]]:
+        bad = {}
+        for name, i in {name: i for i, name in enumerate(self._names)}.items():
+            try:
+                self._read(i)
+            except Exception as error:
+                bad[name] = why_unreadable(error)
+        return list(bad.items())
+
+
+class _ListImages(_Listing):
+    """Arrays and PIL images, of sizes that may differ."""
+
+    def __init__(self, images: list[Array | Image.Image], fmt: ImageFormat) -> None:
+        super().__init__([f"X[{i}]" for i in range(len(images))])
+        self._images = images
+        self._ranges = [
+            fmt.range_of(image.dtype) if isinstance(image, np.ndarray) else EIGHT_BIT
+            for image in images
+        ]
+
+    def digest(self, i: int) -> bytes:
+        return _digest(self._pixels(i), self._ranges[i])
+
+    def batch(self, indices: Sequence[int]) -> torch.Tensor | list[torch.Tensor]:
+        # np.array copies: torch must never share memory with X.
+        return _stack(
+            [_to_rgb(np.array(self._pixels(i))[np.newaxis], self._ranges[i])[0] for i in indices]
+        )
+
+    def _read(self, i: int) -> Array:
+        image = self._images[i]
+        return image if isinstance(image, np.ndarray) else pillow_to_rgb(image)
+
+
+class _FileImages(_Listing):
+    """Files, decoded each time they are asked for."""
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__(paths)
+        if not all(map(os.path.isfile, paths)):
+            raise UnreadableImagesError(self.unreadable())
+
+    def digest(self, i: int) -> bytes:
+        try:
+            with open(self._names[i], "rb") as file:
+                return xxhash.xxh3_128_digest(file.read())
+        except OSError as error:
+            raise self._unreadable_error(i, error) from error
+
+    def batch(self, indices: Sequence[int]) -> torch.Tensor | list[torch.Tensor]:
+        return _stack([torch.from_numpy(self._pixels(i)).permute(2, 0, 1) for i in indices])
+
+    def _read(self, i: int) -> Array:
+        return decode_file(self._names[i])
+
+
+def _digest(image: Array, pixel_range: Range) -> bytes:
+    head = f"{image.dtype.str} {image.shape} {pixel_range}"
+    hasher = xxhash.xxh3_128(head.encode())
+    hasher.update(np.ascontiguousarray(image).data)
+    return hasher.digest()
+
+
+def _to_rgb(block: Array, pixel_range: Range) -> torch.Tensor:
+    """Bring images of one shape, in a block that is ours, to (b, 3, h, w)."""
+    images = torch.from_numpy(scale_to_uint8(block, pixel_range))
+    axis = _channel_axis(block.shape[1:], "X")
+    if axis is None:
+        images = images.unsqueeze(1)
+    elif axis == -1:
+        images = images.permute(0, 3, 1, 2)
+    if images.shape[1] == 1:
+        return images.repeat(1, 3, 1, 1)
+    return images[:, :3]  # alpha is dropped
+
+
+def _stack(images: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
+    one_size = len({image.shape for image in images}) == 1
+    return torch.stack(images) if one_size else images

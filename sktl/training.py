@@ -1,0 +1,464 @@
+"""Training the suffix and the head on features, as a skorch net."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import skorch
+import torch
+from skorch.callbacks import EpochTimer, PassthroughScoring, PrintLog
+from skorch.utils import FirstStepAccumulator
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+Head = str | tuple[int, ...] | Callable[[int, int], nn.Module]
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "lbfgs": torch.optim.LBFGS,
+}
+_DEFAULT_LR = {"sgd": 1e-2, "lbfgs": 1.0}
+_OTHER_LR = 1e-3
+# Pretrained stages take a tenth of the head's step, so that they are adjusted, not overwritten.
+_BACKBONE_SHARE = 0.1
+_MAX_EPOCHS = {"lbfgs": 1000}
+_OTHER_MAX_EPOCHS = 20
+_PREDICT_BATCH = {"rows": 4096, "maps": 64}
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Settings of one training run, with nothing left to decide.
+
+    Attributes
+    ----------
+    optimizer : str or type of torch.optim.Optimizer
+        A key of `OPTIMIZERS` or a class.
+    lr, backbone_lr : float
+        Step sizes of the head and of the suffix.
+    weight_decay : float
+        L2 penalty: half of it times the squared norm of the weights is added to the mean loss
+        for "lbfgs"; for others it is the optimizer's own parameter. Biases and norms have none.
+    max_epochs, batch_size : int
+        For "lbfgs", iterations over all rows at once.
+    label_smoothing : float
+    criterion : "cross_entropy" or callable
+    seed : int
+    verbose : int
+    """
+
+    optimizer: str | type[torch.optim.Optimizer]
+    lr: float
+    backbone_lr: float
+    weight_decay: float
+    max_epochs: int
+    batch_size: int
+    label_smoothing: float
+    criterion: str | Callable[[Tensor, Tensor], Tensor]
+    seed: int
+    verbose: int
+
+    @property
+    def full_batch(self) -> bool:
+        """Whether every step sees all rows."""
+        return self.optimizer in ("lbfgs", torch.optim.LBFGS)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of head and suffix; a second-order method needs the digits."""
+        return torch.float64 if self.full_batch else torch.float32
+
+
+def choose_optimizer(
+    optimizer: str | type[torch.optim.Optimizer], *, convex: bool, lr: float | None
+) -> str | type[torch.optim.Optimizer]:
+    """Find what "auto" stands for.
+
+    Parameters
+    ----------
+    optimizer : str or type
+    convex : bool
+        Whether only a linear head trains and nothing in training is random.
+    lr : float or None
+        A learning rate that is given always counts, so it asks for a method with steps.
+    """
+    if optimizer != "auto":
+        return optimizer
+    return "lbfgs" if convex and lr is None else "adamw"
+
+
+def default_lr(optimizer: str | type[torch.optim.Optimizer]) -> float:
+    """Learning rate of the head where none is given."""
+    return _DEFAULT_LR.get(optimizer, _OTHER_LR) if isinstance(optimizer, str) else _OTHER_LR
+
+
+def default_backbone_lr(lr: float) -> float:
+    """Learning rate of pretrained stages where none is given."""
+    return lr * _BACKBONE_SHARE
+
+
+def default_max_epochs(optimizer: str | type[torch.optim.Optimizer]) -> int:
+    """Number of passes over the images where none is given."""
+    return _MAX_EPOCHS.get(optimizer, _OTHER_MAX_EPOCHS) if isinstance(optimizer, str) else 20
+
+
+def make_head(head: Head, in_features: int, n_classes: int, dropout: float) -> nn.Module:
+    """Build a head.
+
+    Parameters
+    ----------
+    head : "linear", tuple of int or callable
+        Hidden widths with ReLU between them, or what makes a module of
+        ``(in_features, n_classes)``.
+    in_features, n_classes : int
+    dropout : float
+        Share of its inputs that each linear layer loses in training.
+
+    Returns
+    -------
+    torch.nn.Module
+        From features to logits.
+
+    Raises
+    ------
+    TypeError
+        If a callable returns something else.
+    """
+    if callable(head):
+        module = head(in_features, n_classes)
+        if not isinstance(module, nn.Module):
+            raise TypeError(
+                f"The head callable must return a torch.nn.Module, got {type(module).__name__}."
+            )
+        return module
+    widths = (in_features, *(() if head == "linear" else head), n_classes)
+    layers: list[nn.Module] = []
+    for i, (width, following) in enumerate(zip(widths, widths[1:], strict=False)):
+        layers += [nn.ReLU()] if i else []
+        layers += [nn.Dropout(dropout)] if dropout else []
+        layers.append(nn.Linear(width, following))
+    return nn.Sequential(*layers)
+
+
+class SuffixAndHead(nn.Module):
+    """What trains: the stages after the freeze depth, and the head."""
+
+    def __init__(self, suffix: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.suffix = suffix
+        self.head = head
+
+    def forward(self, features: Tensor) -> Tensor:
+        """From features at the freeze depth to logits."""
+        logits: Tensor = self.head(self._pooled(features))
+        return logits
+
+    def _pooled(self, features: Tensor) -> Tensor:
+        weight = next(self.head.parameters(), None)
+        pooled: Tensor = self.suffix(features)
+        return pooled if weight is None else pooled.to(weight.dtype)
+
+
+class FeatureRows(Dataset[tuple[Tensor, tuple[Tensor, Tensor]]]):
+    """Features in one tensor, with labels and weights.
+
+    Parameters
+    ----------
+    features : tensor of shape (n, ...)
+    labels : int64 tensor of shape (n,), or None
+    weights : tensor of shape (n,), or None
+        Of mean one.
+    """
+
+    def __init__(
+        self, features: Tensor, labels: Tensor | None = None, weights: Tensor | None = None
+    ) -> None:
+        self.features = features
+        n = len(features)
+        self.labels = torch.zeros(n, dtype=torch.int64) if labels is None else labels
+        self.weights = torch.ones(n) if weights is None else weights
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Rows by anything that indexes a tensor."""
+        return self.features[index], (self.labels[index], self.weights[index])
+
+
+class TensorBatches:
+    """Iterate over slices of a dataset's tensors, with no workers and no collation.
+
+    Parameters
+    ----------
+    dataset : FeatureRows
+    batch_size : int
+        A last batch of one row is merged into the one before it: batch norm can't train on it.
+    generator : torch.Generator or None
+        Shuffles anew in each epoch.
+    """
+
+    def __init__(
+        self, dataset: FeatureRows, batch_size: int, generator: torch.Generator | None = None
+    ) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.generator = generator
+
+    def __len__(self) -> int:
+        return len(self._bounds())
+
+    def __iter__(self) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor]]]:
+        n = len(self.dataset)
+        whole = self.batch_size >= n
+        shuffled = self.generator is not None and not whole
+        order = torch.randperm(n, generator=self.generator) if shuffled else None
+        for start, stop in self._bounds():
+            yield self.dataset[slice(start, stop) if order is None else order[start:stop]]
+
+    def _bounds(self) -> list[tuple[int, int]]:
+        n = len(self.dataset)
+        starts = list(range(0, n, self.batch_size))
+        if len(starts) > 1 and n - starts[-1] == 1:
+            starts.pop()
+        return list(zip(starts, [*starts[1:], n], strict=True))
+
+
+class _RowLoss(nn.Module):
+    """One loss for each row, so that rows can be weighted."""
+
+    def __init__(self, criterion: Any = "cross_entropy", label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.criterion = criterion
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self.criterion != "cross_entropy":
+            losses: Tensor = self.criterion(logits, labels)
+            if losses.shape != labels.shape:
+                raise ValueError(
+                    "The criterion must give one loss for each row, of shape "
+                    f"{tuple(labels.shape)}, got {tuple(losses.shape)}. Set its reduction to none."
+                )
+            return losses
+        return F.cross_entropy(
+            logits, labels, reduction="none", label_smoothing=self.label_smoothing
+        )
+
+
+class _LastStepAccumulator(FirstStepAccumulator):
+    def store_step(self, step: Any) -> None:
+        self.step = step
+
+
+class SuffixNet(skorch.NeuralNetClassifier):
+    """The skorch net behind :class:`PretrainedImageClassifier`; its X are features."""
+
+    def __init__(
+        self,
+        *args: Any,
+        backbone_lr: float = 0.0,
+        weight_decay: float = 0.0,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.backbone_lr = backbone_lr
+        self.weight_decay = weight_decay
+        self.seed = seed
+
+    @property
+    def full_batch(self) -> bool:
+        """Whether every step sees all rows."""
+        return bool(self.batch_size < 0)
+
+    @property
+    def _default_callbacks(self) -> list[tuple[str, Any]]:
+        log = [("print_log", PrintLog())] if self.verbose else []
+        loss = PassthroughScoring(name="train_loss", on_train=True)
+        return [("epoch_timer", EpochTimer()), ("train_loss", loss), *log]
+
+    def get_dataset(self, X: Any, y: Any = None) -> FeatureRows:
+        """Wrap features that aren't wrapped yet."""
+        if isinstance(X, FeatureRows):
+            return X
+        labels = None if y is None else torch.as_tensor(np.asarray(y), dtype=torch.int64)
+        return FeatureRows(torch.as_tensor(X), labels)
+
+    def get_iterator(self, dataset: FeatureRows, training: bool = False) -> TensorBatches:
+        """Slices of the tensors; shuffled in training."""
+        if not training:
+            return TensorBatches(dataset, self.iterator_valid__batch_size)
+        generator = torch.Generator().manual_seed(self.seed)
+        size = len(dataset) if self.full_batch else self.batch_size
+        return TensorBatches(dataset, size, generator)
+
+    def get_params_for_optimizer(self, prefix: str, named_parameters: Any) -> tuple[Any, Any]:
+        """Smaller steps for pretrained layers, and no decay of biases and norms."""
+        named = list(named_parameters)
+        args, settings = super().get_params_for_optimizer(prefix, named)
+        if self.full_batch:
+            return args, settings
+        groups: dict[tuple[bool, bool], list[Tensor]] = {}
+        for name, parameter in named:
+            kind = (name.startswith("suffix."), parameter.ndim > 1)
+            groups.setdefault(kind, []).append(parameter)
+        return (
+            [
+                {
+                    "params": parameters,
+                    "lr": self.backbone_lr if pretrained else self.lr,
+                    "weight_decay": self.weight_decay if matrices else 0.0,
+                }
+                for (pretrained, matrices), parameters in groups.items()
+            ],
+        ), settings
+
+    def get_train_step_accumulator(self) -> FirstStepAccumulator:
+        """Of the evaluations that a full-batch step makes, the last tells its result."""
+        return _LastStepAccumulator() if self.full_batch else FirstStepAccumulator()
+
+    def get_loss(
+        self, y_pred: Tensor, y_true: Any, X: Any = None, training: bool = False
+    ) -> Tensor:
+        """Mean loss of the rows, weighted, plus the L2 penalty of a full-batch fit."""
+        labels, weights = (part.to(y_pred.device) for part in y_true)
+        losses = self.criterion_(y_pred, labels)
+        loss = (losses * weights.to(losses.dtype)).mean()
+        if training and self.full_batch and self.weight_decay:
+            squares = [p.square().sum() for p in self.module_.parameters() if p.ndim > 1]
+            loss = loss + 0.5 * self.weight_decay * sum(squares)
+        return loss
+
+
+def make_net(
+    suffix: nn.Module, head: nn.Module, plan: TrainingPlan, device: torch.device, callbacks: Any
+) -> SuffixNet:
+    """Set up a net that is ready to be fitted."""
+    module = SuffixAndHead(suffix, head.to(plan.dtype))
+    module.requires_grad_(True)
+    return SuffixNet(
+        module,
+        criterion=_RowLoss,
+        criterion__criterion=plan.criterion,
+        criterion__label_smoothing=plan.label_smoothing,
+        train_split=None,
+        max_epochs=1 if plan.full_batch else plan.max_epochs,
+        batch_size=-1 if plan.full_batch else plan.batch_size,
+        iterator_valid__batch_size=_predict_batch(suffix),
+        device=str(device),
+        callbacks=callbacks,
+        verbose=plan.verbose,
+        backbone_lr=plan.backbone_lr,
+        weight_decay=plan.weight_decay,
+        seed=plan.seed,
+        **_optimizer_settings(plan),
+    ).initialize()
+
+
+def _predict_batch(suffix: nn.Module) -> int:
+    trains = any(True for _ in suffix.parameters())
+    return _PREDICT_BATCH["maps" if trains else "rows"]
+
+
+def _optimizer_settings(plan: TrainingPlan) -> dict[str, Any]:
+    optimizer = plan.optimizer
+    kind = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
+    settings: dict[str, Any] = {"optimizer": kind, "lr": plan.lr}
+    if plan.full_batch:
+        return settings | {
+            "optimizer__max_iter": plan.max_epochs,
+            "optimizer__tolerance_grad": 1e-6,
+            "optimizer__tolerance_change": 1e-12,
+            "optimizer__line_search_fn": "strong_wolfe",
+        }
+    if kind is torch.optim.SGD:
+        settings["optimizer__momentum"] = 0.9
+    return settings
+
+
+def train(
+    net: SuffixNet, features: Tensor, labels: npt.NDArray[np.int64], weights: npt.NDArray[Any]
+) -> None:
+    """Fit the net.
+
+    Parameters
+    ----------
+    net : SuffixNet
+    features : tensor of shape (n, ...)
+    labels : array of shape (n,)
+        Class numbers.
+    weights : array of shape (n,)
+        Only their proportions count: the loss is sum(w l) / sum(w) over all rows.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss is no longer finite.
+    """
+    dtype = torch.float64 if net.full_batch else torch.float32
+    normalised = torch.as_tensor(weights / weights.mean(), dtype=dtype)
+    if net.full_batch:
+        features = features.to(dtype)
+    rows = FeatureRows(features, torch.as_tensor(labels), normalised)
+    with torch.random.fork_rng(devices=_cuda_devices(net.device)):
+        torch.manual_seed(net.seed)
+        net.partial_fit(rows, None)  # fit would initialise the net again
+    _check_result(net)
+
+
+def _cuda_devices(device: str) -> list[torch.device]:
+    return [torch.device(device)] if device.startswith("cuda") else []
+
+
+def _check_result(net: SuffixNet) -> None:
+    loss = net.history[-1].get("train_loss") if len(net.history) else None
+    if loss is not None and not np.isfinite(loss):
+        raise FloatingPointError(
+            f"Training diverged: the loss was {loss} after {len(net.history)} epochs. Choose a "
+            "smaller lr."
+        )
+    if net.full_batch and n_iterations(net) >= net.optimizer__max_iter:
+        warnings.warn(
+            f"L-BFGS stopped after max_epochs={net.optimizer__max_iter} iterations without "
+            "having converged. Raise max_epochs or weight_decay.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+
+
+def n_iterations(net: SuffixNet) -> int:
+    """Number of epochs, or of iterations of a full-batch method."""
+    if not net.full_batch:
+        return len(net.history)
+    state = net.optimizer_.state[net.optimizer_.param_groups[0]["params"][0]]
+    return int(state.get("n_iter", 0))
+
+
+def history_rows(net: SuffixNet) -> list[dict[str, Any]]:
+    """A row an epoch: its number, seconds and mean loss."""
+    names = {"epoch": "epoch", "dur": "seconds", "train_loss": "train_loss"}
+    own = {"batches", "train_batch_count", "train_loss_best"}
+    return [
+        {names.get(k, k): _plain(value) for k, value in row.items() if k not in own}
+        for row in net.history
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def seed_of(random_state: Any) -> int:
+    """Draw a seed for torch from scikit-learn's `random_state`."""
+    return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
