@@ -123,7 +123,9 @@ class DirectoryCache:
                 for start in range(0, len(keys), _PER_QUERY):
                     part = list(keys[start : start + _PER_QUERY])
                     marks = ",".join("?" * len(part))
-                    query = f"SELECT key, dtype, shape, checksum, data FROM rows WHERE key IN ({marks})"
+                    query = (
+                        f"SELECT key, dtype, shape, checksum, data FROM rows WHERE key IN ({marks})"
+                    )
                     for key, dtype, shape, checksum, data in connection.execute(query, part):
                         if xxhash.xxh3_128_digest(key + data) == checksum:
                             found[key] = _to_row(data, dtype, shape)

@@ -267,16 +267,16 @@ class PretrainedImageClassifier(ClassifierMixin, TransformerMixin, ImageEstimato
 
     def _fit(self, X: Any, y: Any, sample_weight: Any) -> None:
         classes, labels = self._check_y(y)
-        n = len(X) if hasattr(X, "__len__") else X.shape[0]
-        if n != len(labels):
-            check_consistent_length(X, labels)
+        check_consistent_length(X, labels)
         weights = self._check_weights(sample_weight, classes, labels)
         device, precision = self._choose_hardware()
         seed = seed_of(self.random_state)
         images = self._open(X, reset=True, counts=weights > 0)
         check_consistent_length(np.empty(len(images)), labels)
         backbone = self._load_backbone(seed)
-        model = self._train(backbone, images, labels, weights, len(classes), device, precision, seed)
+        model = self._train(
+            backbone, images, labels, weights, len(classes), device, precision, seed
+        )
         self._set_fitted(model, classes)
 
     def _train(

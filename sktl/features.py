@@ -149,9 +149,7 @@ class PretrainedImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         return self.fit(X).transform(X)
 
     def _make_prefix(self, backbone: Backbone) -> FrozenPrefix:
-        return freeze_stage(
-            backbone, self._stage, self._pooling, self.precision_, self.device_
-        )
+        return freeze_stage(backbone, self._stage, self._pooling, self.precision_, self.device_)
 
     def transform(self, X: Any) -> npt.NDArray[np.float32]:
         """Compute features.

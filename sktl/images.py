@@ -223,7 +223,7 @@ class ImageFormat:
         if self.learned_from == "given":
             return self.pixel_range
         if dtype == np.uint8:
-            return EIGHT_BIT
+            return self._range_of_uint8()
         if dtype == np.bool_:
             return (0.0, 1.0)
         if self.learned_from == "values":
@@ -233,6 +233,16 @@ class ImageFormat:
             "and white is not known. Pass uint8 images, or set pixel_range (such as (0, 1)) "
             "and fit again."
         )
+
+    def _range_of_uint8(self) -> Range:
+        # After digits' 0 to 16, uint8 may be the same digits in another dtype.
+        if self.learned_from == "values" and self.pixel_range[1] not in (1.0, *COMMON_HIGHS[2:]):
+            raise ValueError(
+                f"X holds uint8 images, which mean 0 to 255, but fit saw values from "
+                f"{self.pixel_range[0]:g} to {self.pixel_range[1]:g}. Pass X with the dtype that "
+                "fit saw, or set pixel_range and fit again."
+            )
+        return EIGHT_BIT
 
 
 def learn_format(

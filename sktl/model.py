@@ -87,9 +87,7 @@ class Model:
     ) -> npt.NDArray[Any]:
         if self.prefix is not None:
             return _to_numpy(function(self.prefix.compute(images, cache, n_jobs)))
-        batches = prepare(
-            images, self.backbone.recipe, range(len(images)), n_jobs, _ROWS_IN_FLIGHT
-        )
+        batches = prepare(images, self.backbone.recipe, range(len(images)), n_jobs, _ROWS_IN_FLIGHT)
         return np.concatenate([_to_numpy(function(batch)) for _, batch in batches])
 
 

@@ -121,9 +121,7 @@ def source_state(architecture: Architecture) -> dict[str, Tensor]:
     return dict(source.state_dict()) if isinstance(source, nn.Module) else {}
 
 
-def store_backbone(
-    backbone: Backbone, frozen: nn.Module, source: Any
-) -> dict[str, Any]:
+def store_backbone(backbone: Backbone, frozen: nn.Module, source: Any) -> dict[str, Any]:
     """A backbone as settings and the weights of its frozen part.
 
     Parameters
@@ -187,9 +185,7 @@ def restore_model(stored: dict[str, Any]) -> Model:
     for row in stored["history"]:
         net.history.new_epoch()
         net.history[-1].update(row)
-    return Model(
-        backbone, depth, pooling, precision, device, stored["head"], stored["plan"], net
-    )
+    return Model(backbone, depth, pooling, precision, device, stored["head"], stored["plan"], net)
 
 
 def picklable(value: Any) -> Any:

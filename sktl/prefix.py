@@ -83,9 +83,7 @@ class FrozenPrefix:
         half = len(images) // 2
         return torch.cat([self._run(images[:half]), self._run(images[half:])])
 
-    def compute(
-        self, images: Images, cache: FeatureCache | None = None, n_jobs: int = 1
-    ) -> Tensor:
+    def compute(self, images: Images, cache: FeatureCache | None = None, n_jobs: int = 1) -> Tensor:
         """Compute the features of all images, or find them in the cache.
 
         Parameters
@@ -236,9 +234,7 @@ def _fingerprint(module: nn.Module, recipe: Recipe, precision: str, device: torc
 def _settings(module: nn.Module) -> dict[str, object]:
     """Plain attributes, which a forward method may read."""
     plain = (bool, int, float, str, tuple)
-    return {
-        k: v for k, v in vars(module).items() if isinstance(v, plain) and not k.startswith("_")
-    }
+    return {k: v for k, v in vars(module).items() if isinstance(v, plain) and not k.startswith("_")}
 
 
 def _fused(module: nn.Module) -> nn.Module:
@@ -248,12 +244,10 @@ def _fused(module: nn.Module) -> nn.Module:
     if isinstance(module, nn.Sequential):
         return nn.Sequential(*(_fused(part) for part in module)).eval()
 
-
     return copy.deepcopy(module).eval()
 
 
 def _fused_graph(module: fx.GraphModule) -> fx.GraphModule:
-
 
     fused = copy.deepcopy(module).eval()
     calls = Counter(node.target for node in fused.graph.nodes if node.op == "call_module")

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import skorch
 import torch
-from skorch.callbacks import EpochTimer, PassthroughScoring, PrintLog
-from skorch.utils import FirstStepAccumulator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
+from skorch.callbacks import EpochTimer, PassthroughScoring, PrintLog
+from skorch.utils import FirstStepAccumulator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset

@@ -207,7 +207,9 @@ def _values(network: nn.Module, graph: fx.Graph, image_size: int) -> dict[fx.Nod
 
 def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
     copied = tensor.detach().to("meta")
-    return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
+    return (
+        nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
+    )
 
 
 class _Recorder(fx.Interpreter):

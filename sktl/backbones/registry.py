@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import copy
 import difflib
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 import torchvision.models
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -44,7 +42,7 @@ def check_name(name: str) -> None:
 
 
 def default_weights(name: str) -> WeightsEnum:
-    """torchvision's DEFAULT weights of one of its models."""
+    """Torchvision's DEFAULT weights of one of its models."""
     return torchvision.models.get_model_weights(name)["DEFAULT"]
 
 
@@ -123,7 +121,6 @@ def _torchvision_builder(name: str) -> Callable[..., nn.Module]:
 
 
 def _copy_to_cpu(module: nn.Module) -> nn.Module:
-
 
     return copy.deepcopy(module).cpu()
 
