@@ -49,7 +49,7 @@ class ImageEstimator(BaseEstimator):
             X = validate_data(self, X, reset=reset, dtype="numeric")
         elif reset:
             for name in ("n_features_in_", "feature_names_in_"):
-                vars(self).pop(name, None)
+                self.__dict__.pop(name, None)
         if reset:
             self._format = learn_format(
                 X, image_shape=self.image_shape, pixel_range=self.pixel_range, rows=counts
@@ -73,12 +73,12 @@ class ImageEstimator(BaseEstimator):
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
         """A fit that fails leaves the estimator as it was."""
-        before = dict(vars(self))
+        before = dict(self.__dict__)
         try:
             yield
         except BaseException:
-            vars(self).clear()
-            vars(self).update(before)
+            self.__dict__.clear()
+            self.__dict__.update(before)
             raise
 
     def __sklearn_tags__(self) -> Tags:

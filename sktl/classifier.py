@@ -269,29 +269,26 @@ class PretrainedImageClassifier(ClassifierMixin, TransformerMixin, ImageEstimato
         classes, labels = self._check_y(y)
         check_consistent_length(X, labels)
         weights = self._check_weights(sample_weight, classes, labels)
-        device, precision = self._choose_hardware()
         seed = seed_of(self.random_state)
         images = self._open(X, reset=True, counts=weights > 0)
         check_consistent_length(np.empty(len(images)), labels)
         backbone = self._load_backbone(seed)
-        model = self._train(
-            backbone, images, labels, weights, len(classes), device, precision, seed
-        )
+        depth = backbone.freeze_depth(self.freeze)
+        plan = self._plan(frozen=depth == len(backbone.stages), seed=seed)
+        model = self._train(backbone, depth, plan, images, labels, weights, len(classes))
         self._set_fitted(model, classes)
 
     def _train(
         self,
         backbone: Backbone,
+        depth: int,
+        plan: TrainingPlan,
         images: Images,
-        labels: npt.NDArray[Any],
-        weights: npt.NDArray[Any],
+        labels: npt.NDArray[np.int64],
+        weights: npt.NDArray[np.float64],
         n_classes: int,
-        device: torch.device,
-        precision: str,
-        seed: int,
     ) -> Model:
-        depth = backbone.freeze_depth(self.freeze)
-        plan = self._plan(frozen=depth == len(backbone.stages), seed=seed)
+        device, precision = self._choose_hardware()
         prefix = freeze_prefix(backbone, depth, self.pooling, precision, device)
         features = features_at(backbone, prefix, images, self._cache(), self._n_jobs())
         width = pooled_width(backbone, depth, self.pooling, features)
@@ -377,7 +374,7 @@ class PretrainedImageClassifier(ClassifierMixin, TransformerMixin, ImageEstimato
         check_is_fitted(self)
         images = self._open(X, reset=False)
         logits = self._model.logits(images, self._cache(), self._n_jobs())
-        return logits.astype(np.float64)
+        return np.asarray(logits, dtype=np.float64)
 
     def decision_function(self, X: Any) -> npt.NDArray[np.float64]:
         """Compute confidence scores.
@@ -393,7 +390,10 @@ class PretrainedImageClassifier(ClassifierMixin, TransformerMixin, ImageEstimato
             The logits; with two classes, that of the second less that of the first.
         """
         logits = self._logits(X)
-        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+        if len(self.classes_) > 2:
+            return logits
+        margin: npt.NDArray[np.float64] = logits[:, 1] - logits[:, 0]
+        return margin
 
     def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
         """Compute class probabilities.

@@ -172,7 +172,7 @@ def store_model(model: Model, asked_precision: str, source: Any) -> dict[str, An
 
 
 def restore_model(stored: dict[str, Any]) -> Model:
-    """Build a stored model again; a device or precision not to be had falls back, with a warning."""
+    """Build a stored model again; hardware that is not to be had falls back, with a warning."""
     device = restore_device(stored["device"])
     precision = restore_precision(stored["asked_precision"], stored["precision"], device)
     backbone = restore_backbone(stored)

@@ -50,10 +50,8 @@ class FrozenPrefix:
         self.device = device
         self.n_images = 0
         self.key = _fingerprint(module, recipe, precision, device)
-        self._dtype = PRECISIONS[precision]
-        self._module = _fused(module).to(
-            device=device, dtype=self._dtype, memory_format=torch.channels_last
-        )
+        self._module = _fused(module).to(device, PRECISIONS[precision])
+        self._module = self._module.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -115,8 +113,10 @@ class FrozenPrefix:
                 cache.put([keys[i] for i in indices], rows)
             for i, row in zip(indices, rows, strict=True):
                 found[i] = row
-        # Images that occur twice were computed once.
-        return torch.stack([found[first[keys[i]]] if r is None else r for i, r in enumerate(found)])
+        for i, row in enumerate(found):
+            if row is None:  # an image that occurs twice was computed once
+                found[i] = found[first[keys[i]]]
+        return torch.stack([row for row in found if row is not None])
 
     @property
     def _batch_size(self) -> int:

@@ -334,7 +334,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
         """Mean loss of the rows, weighted, plus the L2 penalty of a full-batch fit."""
         labels, weights = (part.to(y_pred.device) for part in y_true)
         losses = self.criterion_(y_pred, labels)
-        loss = (losses * weights.to(losses.dtype)).mean()
+        loss: Tensor = (losses * weights.to(losses.dtype)).mean()
         if training and self.full_batch and self.weight_decay:
             squares = [p.square().sum() for p in self.module_.parameters() if p.ndim > 1]
             loss = loss + 0.5 * self.weight_decay * sum(squares)
@@ -347,7 +347,7 @@ def make_net(
     """Set up a net that is ready to be fitted."""
     module = SuffixAndHead(suffix, head.to(plan.dtype))
     module.requires_grad_(True)
-    return SuffixNet(
+    net = SuffixNet(
         module,
         criterion=_RowLoss,
         criterion__criterion=plan.criterion,
@@ -363,7 +363,9 @@ def make_net(
         weight_decay=plan.weight_decay,
         seed=plan.seed,
         **_optimizer_settings(plan),
-    ).initialize()
+    )
+    net.initialize()
+    return net
 
 
 def _predict_batch(suffix: nn.Module) -> int:

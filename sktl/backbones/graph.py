@@ -30,7 +30,7 @@ class NotTraceableError(Exception):
 
 class _Tracer(fx.Tracer):
     def __init__(self) -> None:
-        super().__init__(autowrap_modules=(math, torchvision.ops))
+        super().__init__(autowrap_modules=(math, torchvision.ops))  # type: ignore[arg-type]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, _LEAVES) or super().is_leaf_module(m, module_qualified_name)

@@ -115,7 +115,8 @@ class Architecture:
 
 def _torchvision_builder(name: str) -> Callable[..., nn.Module]:
     def build(**options: Any) -> nn.Module:
-        return torchvision.models.get_model(name, weights=None, **options)
+        network: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+        return network
 
     return build
 

@@ -155,7 +155,7 @@ def _start_at(network: nn.Module, part: fx.Graph, boundary: fx.Node) -> None:
 class OpaqueNetwork:
     """A network that torch.fx can't follow: frozen whole or not at all."""
 
-    stages = ("network",)
+    stages: tuple[str, ...] = ("network",)
 
     def __init__(self, network: nn.Module, image_size: int) -> None:
         self.network = network
