@@ -22,8 +22,8 @@ from torchvision.models import WeightsEnum
 from .backbones import Backbone, load_backbone
 from .cache import FeatureCache, open_cache
 from .hardware import PRECISIONS, choose_device, choose_precision
-from .images import Images, kind_of, learn_format, open_images
-from .persistence import InconsistentVersionWarning, check_picklable, picklable
+from .images import ImageFormat, Images, kind_of, learn_format, open_images
+from .persistence import InconsistentVersionWarning, Packer, to_settings, unpack
 
 
 class ImageEstimator(BaseEstimator):
@@ -88,16 +88,17 @@ class ImageEstimator(BaseEstimator):
         return tags
 
     def __getstate__(self) -> dict[str, Any]:
+        pack = Packer()
         state = dict(super().__getstate__())
-        if hasattr(self, "__sklearn_is_fitted__") and self.__sklearn_is_fitted__():
-            for name, value in self.get_params(deep=False).items():
-                check_picklable(name, value)
-            state |= {k: picklable(v) for k, v in self.get_params(deep=False).items()}
-            state = self._store(state)
+        state |= {k: pack(k, v) for k, v in state.items() if k in self._get_param_names()}
+        if "_format" in state:
+            state["_format"] = to_settings(state["_format"])
+        if self.__sklearn_is_fitted__():
+            state = self._store(state, pack)
         return state | {"_sktl_version": version("sktl")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state = dict(state)
+        state = {name: unpack(value) for name, value in state.items()}
         written, current = state.pop("_sktl_version", "unknown"), version("sktl")
         if written != current:
             warnings.warn(
@@ -108,14 +109,15 @@ class ImageEstimator(BaseEstimator):
                 ),
                 stacklevel=2,
             )
-        super().__setstate__(self._restore(state))
+        state = self._restore(state)
+        if "_format" in state:
+            state["_format"] = ImageFormat(**state["_format"])
+        super().__setstate__(state)
 
-    def _stored_source(self, backbone: Backbone, state: dict[str, Any]) -> Any:
-        """The backbone as it was given to fit; one object with the parameter if it still is."""
-        source = backbone.architecture.source
-        return state["backbone"] if source is self.backbone else picklable(source)
+    def __sklearn_is_fitted__(self) -> bool:
+        raise NotImplementedError
 
-    def _store(self, state: dict[str, Any]) -> dict[str, Any]:
+    def _store(self, state: dict[str, Any], pack: Packer) -> dict[str, Any]:
         """Replace what can't go into a file."""
         raise NotImplementedError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -19,10 +20,11 @@ from sklearn.utils.validation import (
     check_consistent_length,
     check_is_fitted,
 )
+from skorch.callbacks import Callback
 
 from .backbones import Backbone
 from .base import ImageEstimator
-from .images import Images
+from .images import Images, kind_of
 from .model import HeadShape, Model, assemble_net, features_at, pooled_width
 from .persistence import restore_model, store_model
 from .prefix import freeze_prefix
@@ -243,7 +245,8 @@ class PretrainedImageClassifier(ClassifierMixin, TransformerMixin, ImageEstimato
         Raises
         ------
         ValueError
-            If a parameter, X or y is not as it must be. The estimator is then as before.
+            If a parameter, X or y is not as it must be, or training diverges. The estimator
+            is then as before, as it is after any exception, KeyboardInterrupt included.
         """
         with self._all_or_nothing():
             self._validate_params()
@@ -253,6 +256,11 @@ class PretrainedImageClassifier(ClassifierMixin, TransformerMixin, ImageEstimato
 
     def _check_training_params(self) -> None:
         """What scikit-learn's constraints can't say."""
+        if isinstance(self.head, torch.nn.Module):
+            raise TypeError(
+                f"head={type(self.head).__name__}(...) is a module. Pass a callable that makes one "
+                "of (in_features, n_classes), such as torch.nn.Linear."
+            )
         widths = self.head if isinstance(self.head, tuple) else ()
         if any(not isinstance(w, Integral) or w < 1 for w in widths) or self.head == ():
             raise ValueError(
@@ -265,9 +273,18 @@ class PretrainedImageClassifier(ClassifierMixin, TransformerMixin, ImageEstimato
                 f"optimizer={self.optimizer!r} is not a subclass of torch.optim.Optimizer."
             )
 
+        if self.criterion != "cross_entropy" and self.label_smoothing:
+            raise ValueError(
+                f"label_smoothing={self.label_smoothing!r} is part of the cross-entropy, but "
+                f"criterion={self.criterion!r}. Set label_smoothing=0, or smooth in the criterion."
+            )
+        for callback in self.callbacks or ():
+            _check_callback(callback)
+
     def _fit(self, X: Any, y: Any, sample_weight: Any) -> None:
+        kind_of(X)  # refuses a single image, whose length isn't a number of samples
+        check_consistent_length(X, y)
         classes, labels = self._check_y(y)
-        check_consistent_length(X, labels)
         weights = self._check_weights(sample_weight, classes, labels)
         seed = seed_of(self.random_state)
         images = self._open(X, reset=True, counts=weights > 0)
@@ -301,7 +318,7 @@ class PretrainedImageClassifier(ClassifierMixin, TransformerMixin, ImageEstimato
         convex = frozen and self.head == "linear" and not self.dropout
         convex = convex and self.criterion == "cross_entropy"
         optimizer = choose_optimizer(self.optimizer, convex=convex, lr=self.lr)
-        if optimizer in ("lbfgs", torch.optim.LBFGS) and (not frozen or self.dropout):
+        if optimizer == "lbfgs" and (not frozen or self.dropout):
             raise ValueError(
                 f"optimizer={self.optimizer!r} works on all rows at once, so it needs "
                 'freeze="all" and dropout=0; '
@@ -326,13 +343,21 @@ class PretrainedImageClassifier(ClassifierMixin, TransformerMixin, ImageEstimato
             raise ValueError(
                 f"{type(self).__name__} requires y to be passed, but the target y is None."
             )
-        y = np.asarray(y)
-        if y.ndim == 2 and y.shape[1] > 1:
+        shape = np.shape(y)
+        if len(shape) == 2 and shape[1] > 1:
             raise ValueError(
-                f"y has shape {y.shape}: multi-label and multi-output targets are not supported. "
+                f"y has shape {shape}: multi-label and multi-output targets are not supported. "
                 "Pass one class label for each image."
             )
-        y = column_or_1d(y, warn=True)
+        given, y = y, column_or_1d(y, warn=True)
+        if len(y) == 0:  # and X with it
+            raise ValueError(
+                "Found 0 sample(s) in X and y while a minimum of 2 is required: pass images of at "
+                "least two classes."
+            )
+        # NumPy makes text of the numbers in a list that holds text.
+        if isinstance(given, list | tuple) or y.dtype == object:
+            _check_kinds_of_labels(given if isinstance(given, list | tuple) else y.tolist())
         assert_all_finite(y, input_name="y")
         check_classification_targets(y)
         classes, labels = np.unique(y, return_inverse=True)
@@ -350,13 +375,17 @@ class PretrainedImageClassifier(ClassifierMixin, TransformerMixin, ImageEstimato
         weights = _check_sample_weight(
             sample_weight, rows, dtype=np.float64, ensure_non_negative=True
         )
+        if isinstance(self.class_weight, dict):
+            _check_class_weight(self.class_weight, classes.tolist())
         if self.class_weight is not None:
             by_class = compute_class_weight(
                 self.class_weight, classes=classes, y=classes[labels], sample_weight=weights
             )
             weights = weights * by_class[labels]
         if not weights.sum() > 0:
-            raise ValueError("sample_weight is zero for every image; at least one must count.")
+            raise ValueError(
+                "sample_weight times class_weight is zero for every image; at least one must count."
+            )
         return weights
 
     def _set_fitted(self, model: Model, classes: npt.NDArray[Any]) -> None:
@@ -373,7 +402,7 @@ class PretrainedImageClassifier(ClassifierMixin, TransformerMixin, ImageEstimato
     def _logits(self, X: Any) -> npt.NDArray[np.float64]:
         check_is_fitted(self)
         images = self._open(X, reset=False)
-        logits = self._model.logits(images, self._cache(), self._n_jobs())
+        logits: npt.NDArray[Any] = self._model.logits(images, self._cache(), self._n_jobs())
         return np.asarray(logits, dtype=np.float64)
 
     def decision_function(self, X: Any) -> npt.NDArray[np.float64]:
@@ -478,11 +507,13 @@ class PretrainedImageClassifier(ClassifierMixin, TransformerMixin, ImageEstimato
         tags.transformer_tags.preserves_dtype = []
         return tags
 
-    def _store(self, state: dict[str, Any]) -> dict[str, Any]:
+    def _store(self, state: dict[str, Any], pack: Packer) -> dict[str, Any]:
         for name in ("net_", "device_", "precision_"):
             del state[name]
-        source = self._stored_source(self._model.backbone, state)
-        return state | {"_model": store_model(self._model, self.precision, source)}
+        return state | {
+            "history_": plain_rows(self.history_),
+            "_model": store_model(self._model, self._asked_precision, pack),
+        }
 
     def _restore(self, state: dict[str, Any]) -> dict[str, Any]:
         if "_model" in state:
@@ -494,3 +525,46 @@ class PretrainedImageClassifier(ClassifierMixin, TransformerMixin, ImageEstimato
                 "precision_": model.precision,
             }
         return state
+
+
+def _check_kinds_of_labels(labels: Sequence[Any]) -> None:
+    others = [label for label in labels if not isinstance(label, str)]
+    if any(label is None for label in others):
+        raise ValueError("Input y contains None. Leave out the images that have no label.")
+    if not others or len(others) == len(labels):
+        return
+    first = others[0]
+    if not isinstance(first, Real) or first != first:
+        raise ValueError(f"Input y contains {first!r} among text. Leave out such images.")
+    raise TypeError(
+        f"y mixes text with {first!r} ({type(first).__name__}). Pass labels of one kind, either "
+        "all text or all numbers."
+    )
+
+
+def _check_class_weight(class_weight: dict[Any, Any], classes: list[Any]) -> None:
+    for label, weight in class_weight.items():
+        if not isinstance(weight, Real) or not 0 <= weight < np.inf:
+            raise ValueError(
+                f"class_weight gives {weight!r} to class {label!r}; a weight is a finite number of "
+                "at least 0."
+            )
+    unknown = set(class_weight) - set(classes)
+    # Weights of classes that a fold happens to lack are welcome.
+    if unknown and set(classes) - set(class_weight):
+        raise ValueError(
+            f"class_weight has weights for {sorted(unknown, key=str)}, which are not in y. Choose "
+            f"from its classes, {classes}."
+        )
+
+
+def _check_callback(callback: Any) -> None:
+    """Accept what skorch does: a callback, or a pair of a name and one; a class will do."""
+    pair = isinstance(callback, tuple) and len(callback) == 2 and isinstance(callback[0], str)
+    kind = callback[1] if pair else callback
+    kind = kind if isinstance(kind, type) else type(kind)
+    if not issubclass(kind, Callback):
+        raise TypeError(
+            f"callbacks holds {callback!r}, which is not a skorch callback. Pass a list of "
+            "skorch.callbacks.Callback instances, or of pairs of a name and one."
+        )

@@ -1,32 +1,49 @@
 """A fitted model as arrays and settings, and back.
 
-No module, graph or tensor is pickled, so a file outlives the torch version and the device
-that wrote it. What the user gave as a module or callable is pickled as given.
+No module, graph or tensor of ours is pickled, and of our classes only the estimator's own,
+so a file outlives the torch version and the device that wrote it. What the user gave as a
+parameter is pickled as given.
 """
 
 from __future__ import annotations
 
 import copy
-import pickle
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from itertools import chain
+from types import FunctionType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import xxhash
+from sklearn.base import clone
+from sklearn.exceptions import InconsistentVersionWarning as SklearnVersionWarning
 from torch import Tensor, nn
 
 from .backbones import Backbone, rebuild_backbone
 from .backbones.registry import Architecture
 from .hardware import restore_device, restore_precision
-from .model import Model, assemble_net
+from .model import HeadShape, Model, assemble_net
+from .preprocessing import Recipe
+from .training import TrainingPlan
 
 FORMAT = 1
+_LOCAL = ("<lambda>", "<locals>")
+
+Stored = dict[str, Any]
+Pack = Callable[[str, Any], Any]
 
 
-class InconsistentVersionWarning(UserWarning):
-    """A model was written by another version of sktl."""
+class InconsistentVersionWarning(SklearnVersionWarning):
+    """An estimator was written by another version of sktl.
+
+    Parameters
+    ----------
+    estimator_name : str
+    current_version, original_version : str
+        Of sktl.
+    """
 
     def __init__(self, *, estimator_name: str, current_version: str, original_version: str):
         self.estimator_name = estimator_name
@@ -42,109 +59,202 @@ class InconsistentVersionWarning(UserWarning):
         )
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor's dtype and values; bfloat16, which numpy lacks, as the bits of int16."""
+def check_format(written: int) -> None:
+    """Refuse a layout that only later versions know.
 
-    dtype: str
-    array: npt.NDArray[Any]
+    Parameters
+    ----------
+    written : int
+        The `FORMAT` of the version that wrote the file.
 
-    def to_tensor(self) -> Tensor:
-        """Copy: joblib may have mapped the array read-only from a file."""
-        tensor = torch.from_numpy(np.array(self.array, copy=True))
-        return tensor.view(torch.bfloat16) if self.dtype == "bfloat16" else tensor
-
-
-@dataclass(frozen=True)
-class Elsewhere:
-    """A tensor that is stored already: in the user's own module, or under another name."""
-
-    name: str
-    in_source: bool
+    Raises
+    ------
+    ValueError
+    """
+    if written > FORMAT:
+        raise ValueError(
+            f"The file was written by a later version of sktl, in format {written}; this version "
+            f"reads formats up to {FORMAT}. Upgrade sktl."
+        )
 
 
-Stored = dict[str, StoredTensor | Elsewhere]
+def to_settings(record: Any) -> dict[str, Any]:
+    """Give a dataclass's values by name: a dict outlives the class's name and place."""
+    return {f.name: getattr(record, f.name) for f in fields(record) if f.init}
 
 
-def store_weights(module: nn.Module, source: dict[str, Tensor]) -> Stored:
-    """Store a module's weights, each once.
+# Weights -----------------------------------------------------------------------------
+
+
+def store_weights(module: nn.Module, given: dict[str, Tensor]) -> Stored:
+    """Store a module's weights and buffers, each once.
 
     Parameters
     ----------
     module : torch.nn.Module
-    source : dict of str to torch.Tensor
-        Weights that are pickled anyway.
+    given : dict of str to torch.Tensor
+        Tensors that are pickled anyway, in the module that the user gave.
+
+    Returns
+    -------
+    dict
+        "arrays" by name; "dtypes" of those whose bits stand in for a dtype that NumPy lacks;
+        under "given" and "same", the other names of tensors that are stored already.
     """
-    known = {_content(tensor): name for name, tensor in source.items()}
-    seen: dict[tuple[int, tuple[int, ...]], str] = {}
-    stored: Stored = {}
-    for name, tensor in module.state_dict().items():
-        place = (tensor.data_ptr(), tuple(tensor.shape))
-        same = known.get(_content(tensor)) if known else None
-        if same is not None:
-            stored[name] = Elsewhere(same, in_source=True)
-        elif tensor.numel() and place in seen:
-            stored[name] = Elsewhere(seen[place], in_source=False)
-        else:
-            seen[place] = name
-            stored[name] = _store(tensor)
+    stored: Stored = {"arrays": {}, "dtypes": {}, "given": {}, "same": {}}
+    by_content = {_content(tensor): name for name, tensor in given.items()}
+    by_place: dict[object, str] = {}
+    for name, tensor in named_tensors(module).items():
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and place in by_place:
+            stored["same"][name] = by_place[place]
+            continue
+        by_place[place] = name
+        known = by_content.get(_content(tensor)) if by_content else None
+        if known is not None:
+            stored["given"][name] = known
+            continue
+        stored["arrays"][name], foreign = _to_array(tensor)
+        if foreign:
+            stored["dtypes"][name] = str(tensor.dtype).removeprefix("torch.")
     return stored
 
 
-def _store(tensor: Tensor) -> StoredTensor:
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers, also those that a state dict leaves out.
+
+    A network that a callable makes may draw such a buffer at random.
+    """
+    return dict(
+        chain(
+            module.named_parameters(remove_duplicate=False),
+            module.named_buffers(remove_duplicate=False),
+        )
+    )
+
+
+def _to_array(tensor: Tensor) -> tuple[np.ndarray[Any, Any], bool]:
+    """Give a tensor's values, or its bits (and True) where NumPy lacks the dtype."""
     values = tensor.detach().cpu().contiguous()
-    dtype = str(values.dtype).removeprefix("torch.")
-    if values.dtype is torch.bfloat16:
-        values = values.view(torch.int16)
-    return StoredTensor(dtype, values.numpy().copy())
+    try:
+        return values.numpy(), False
+    except TypeError:  # bfloat16 and the like
+        bits = {1: torch.uint8, 2: torch.int16}[values.itemsize]
+        return values.view(bits).numpy(), True
 
 
-def _content(tensor: Tensor) -> tuple[str, tuple[int, ...], bytes]:
-    stored = _store(tensor)
-    return stored.dtype, tuple(tensor.shape), xxhash.xxh3_128_digest(stored.array.data)
+def _content(tensor: Tensor) -> object:
+    array, _ = _to_array(tensor)
+    return tensor.dtype, tensor.shape, xxhash.xxh3_128_digest(array.tobytes())
 
 
-def restore_weights(module: nn.Module, stored: Stored, source: dict[str, Tensor]) -> None:
-    """Put stored weights into a module."""
-    state: dict[str, Tensor] = {}
-    for name, entry in stored.items():
-        if isinstance(entry, StoredTensor):
-            state[name] = entry.to_tensor()
-        else:
-            state[name] = source[entry.name] if entry.in_source else state[entry.name]
-    module.load_state_dict(state)
+def restore_weights(module: nn.Module, stored: Stored, given: dict[str, Tensor]) -> None:
+    """Put stored weights into a module.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Changed in place.
+    stored : dict
+        From :func:`store_weights`.
+    given : dict of str to torch.Tensor
+        As it was there.
+
+    Raises
+    ------
+    ValueError
+        If the module isn't built as it was then.
+    """
+    values = {name: given.get(source) for name, source in stored["given"].items()}
+    for name, array in stored["arrays"].items():
+        values[name] = _to_tensor(array, stored["dtypes"].get(name))
+    values |= {name: values.get(first) for name, first in stored["same"].items()}
+    tensors = named_tensors(module)
+    _check_fit(tensors, values)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            value = values[name]
+            # Expanded buffers can't be written, nor need they.
+            if value is not None and not torch.equal(tensor, value.to(tensor)):
+                tensor.copy_(value)
 
 
-def source_state(architecture: Architecture) -> dict[str, Tensor]:
-    """Weights of the module that the user gave, if it is one."""
-    source = architecture.source
-    return dict(source.state_dict()) if isinstance(source, nn.Module) else {}
+def _to_tensor(array: np.ndarray[Any, Any], dtype: str | None) -> Tensor:
+    # A copy: joblib may have mapped the array read-only, and torch would write through it.
+    tensor = torch.from_numpy(np.array(array, copy=True))
+    return tensor if dtype is None else tensor.view(getattr(torch, dtype))
 
 
-def store_backbone(backbone: Backbone, frozen: nn.Module, source: Any) -> dict[str, Any]:
+def _check_fit(tensors: dict[str, Tensor], values: dict[str, Tensor | None]) -> None:
+    wanted = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    found = {name: tuple(v.shape) for name, v in values.items() if v is not None}
+    differing = sorted(n for n in {*wanted, *found} if wanted.get(n) != found.get(n))
+    if differing:
+        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise ValueError(
+            f"The stored weights do not fit the network as it is built now: {differing[:5]}{more} "
+            "differ. Does the callable that was given as backbone or head make another network?"
+        )
+
+
+# Models ------------------------------------------------------------------------------
+
+
+def store_backbone(backbone: Backbone, frozen: nn.Module, pack: Pack) -> Stored:
     """A backbone as settings and the weights of its frozen part.
 
     Parameters
     ----------
     backbone : Backbone
     frozen : torch.nn.Module
-    source : str, torch.nn.Module or callable
-        What the architecture is pickled with; a module's own weights aren't stored again.
+    pack : callable
+        See :class:`Packer`.
     """
-    architecture = replace(backbone.architecture, source=source)
+    architecture = to_settings(backbone.architecture)
+    source = architecture["source"] = pack("backbone", _unchanged_source(backbone))
     return {
+        "format": FORMAT,
         "architecture": architecture,
-        "recipe": backbone.recipe,
-        "frozen": store_weights(frozen, source_state(architecture)),
+        "recipe": to_settings(backbone.recipe),
+        "frozen": store_weights(frozen, _given_tensors(source)),
     }
 
 
-def restore_backbone(stored: dict[str, Any]) -> Backbone:
-    """Build a stored backbone again, without its weights."""
-    return rebuild_backbone(stored["architecture"], stored["recipe"])
+def _unchanged_source(backbone: Backbone) -> Any:
+    """What the user gave, or the copy that was fitted if the user has rebuilt theirs since."""
+    source = backbone.architecture.source
+    network = getattr(backbone.splitter, "network", source)
+    changed = isinstance(source, nn.Module) and repr(source) != repr(network)
+    return network if changed else source
 
 
-def store_model(model: Model, asked_precision: str, source: Any) -> dict[str, Any]:
+def _given_tensors(source: Any) -> dict[str, Tensor]:
+    return named_tensors(source) if isinstance(source, nn.Module) else {}
+
+
+def restore_backbone(stored: Stored, seed: int) -> Backbone:
+    """Build a stored backbone again, without its weights.
+
+    Parameters
+    ----------
+    stored : dict
+        From :func:`store_backbone`.
+    seed : int
+        That of the fit, for a callable that draws connections at random.
+    """
+    check_format(stored["format"])
+    settings = stored["architecture"] | {"source": unpack(stored["architecture"]["source"])}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return rebuild_backbone(Architecture(**settings), Recipe(**stored["recipe"]))
+
+
+def restore_frozen(backbone: Backbone, frozen: nn.Module, stored: Stored) -> None:
+    """Put the weights of a stored backbone into its frozen part."""
+    restore_weights(frozen, stored["frozen"], _given_tensors(backbone.architecture.source))
+
+
+def store_model(model: Model, asked_precision: str, pack: Pack) -> Stored:
     """A fitted model as arrays and settings.
 
     Parameters
@@ -152,54 +262,112 @@ def store_model(model: Model, asked_precision: str, source: Any) -> dict[str, An
     model : Model
     asked_precision : str
         The parameter `precision`, by which loading tells a choice from a wish.
-    source : str, torch.nn.Module or callable
-        See :func:`store_backbone`.
+    pack : callable
+        See :class:`Packer`.
     """
     frozen = model.backbone.prefix(model.depth, model.pooling)
-    stored = store_backbone(model.backbone, frozen, source)
+    stored = store_backbone(model.backbone, frozen, pack)
+    head, plan = to_settings(model.head), to_settings(model.plan)
+    head["head"] = pack("head", head["head"])
+    for name in ("criterion", "optimizer"):
+        plan[name] = pack(name, plan[name])
+    given = _given_tensors(stored["architecture"]["source"])
     return stored | {
-        "format": FORMAT,
         "depth": model.depth,
         "pooling": model.pooling,
         "precision": model.precision,
         "asked_precision": asked_precision,
         "device": str(model.device),
-        "head": model.head,
-        "plan": model.plan,
-        "trained": store_weights(model.net.module_, source_state(stored["architecture"])),
-        "history": list(model.net.history),
+        "head": head,
+        "plan": plan,
+        "trained": store_weights(model.net.module_, given),
+        "history": plain_rows(model.net.history),
     }
 
 
-def restore_model(stored: dict[str, Any]) -> Model:
+def restore_model(stored: Stored) -> Model:
     """Build a stored model again; hardware that is not to be had falls back, with a warning."""
+    head = HeadShape(**{k: unpack(v) for k, v in stored["head"].items()})
+    plan = TrainingPlan(**{k: unpack(v) for k, v in stored["plan"].items()})
+    backbone = restore_backbone(stored, plan.seed)
     device = restore_device(stored["device"])
     precision = restore_precision(stored["asked_precision"], stored["precision"], device)
-    backbone = restore_backbone(stored)
     depth, pooling = stored["depth"], stored["pooling"]
-    source = source_state(stored["architecture"])
-    frozen = backbone.prefix(depth, pooling)
-    restore_weights(frozen, stored["frozen"], source)
-    net = assemble_net(backbone, depth, pooling, stored["head"], stored["plan"], device)
-    restore_weights(net.module_, stored["trained"], source)
+    restore_frozen(backbone, backbone.prefix(depth, pooling), stored)
+    net = assemble_net(backbone, depth, pooling, head, plan, device)
+    restore_weights(net.module_, stored["trained"], _given_tensors(backbone.architecture.source))
     for row in stored["history"]:
         net.history.new_epoch()
         net.history[-1].update(row)
-    return Model(backbone, depth, pooling, precision, device, stored["head"], stored["plan"], net)
+    return Model(backbone, depth, pooling, precision, device, head, plan, net)
 
 
-def picklable(value: Any) -> Any:
-    """A parameter as it is pickled: a module's tensors are moved to the CPU."""
-    if isinstance(value, nn.Module) and any(t.device.type != "cpu" for t in value.parameters()):
-        return copy.deepcopy(value).cpu()
+def plain_rows(history: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A training history by epochs, in Python's numbers; that of batches grows with the data."""
+    return [{k: _plain(v) for k, v in row.items() if k != "batches"} for row in history]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        value = _to_array(value)[0]
+    single = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0)
+    return value.item() if single else value
+
+
+# Parameters --------------------------------------------------------------------------
+
+
+class Packer:
+    """Make parameters ready for pickling; one object stays one object.
+
+    Modules are moved to the CPU, callbacks lose what a fit left in them, and functions that
+    have no name to be found by are wrapped so that pickle says which parameter they are.
+    """
+
+    def __init__(self) -> None:
+        self._packed: dict[int, tuple[Any, Any]] = {}
+
+    def __call__(self, name: str, value: Any) -> Any:
+        """Give what goes into the file for a parameter."""
+        if id(value) not in self._packed:
+            self._packed[id(value)] = (value, _pack(name, value))  # keeps the id taken
+        return self._packed[id(value)][1]
+
+
+def _pack(name: str, value: Any) -> Any:
+    if name == "callbacks":
+        return _without_traces(value)
+    if isinstance(value, nn.Module):
+        on_cpu = all(t.device.type == "cpu" for t in named_tensors(value).values())
+        return value if on_cpu else copy.deepcopy(value).cpu()
+    if callable(value) and any(mark in getattr(value, "__qualname__", "") for mark in _LOCAL):
+        return _carrier(name, value)
     return value
 
 
-def check_picklable(name: str, value: Any) -> None:
-    """Raise a PicklingError for a function that pickle can't find again by its name."""
-    qualified = getattr(value, "__qualname__", "")
-    if callable(value) and ("<lambda>" in qualified or "<locals>" in qualified):
-        raise pickle.PicklingError(
-            f"The parameter {name}={qualified} can't be pickled: a lambda or a function defined "
-            "inside another one has no name to be found by. Define it at the top of a module."
-        )
+def _without_traces(callbacks: Any) -> Any:
+    """Callbacks as given: after a fit they may hold the net, its optimizer and the images."""
+    try:
+        return clone(callbacks, safe=False)
+    except (TypeError, RuntimeError):  # not made by scikit-learn's rules
+        return callbacks
+
+
+def _carrier(name: str, function: Any) -> FunctionType:
+    """Wrap a function that pickle can't find by its name.
+
+    pickle refuses the wrapper and quotes its name, which tells the user what to do. The workers
+    of joblib use cloudpickle, which sends functions whole: there, lambdas go on working.
+    """
+
+    def carrier() -> None: ...
+
+    what = "<lambda>" if "<lambda>" in function.__qualname__ else function.__name__
+    carrier.__qualname__ = f"{name}={what} (define it at the top of a module to pickle it)"
+    carrier.__dict__["carried"] = function
+    return carrier  # type: ignore[return-value]
+
+
+def unpack(value: Any) -> Any:
+    """Undo :class:`Packer`."""
+    return value.__dict__.get("carried", value) if isinstance(value, FunctionType) else value

@@ -255,10 +255,11 @@ def _fused_graph(module: fx.GraphModule) -> fx.GraphModule:
         source = node.args[0] if node.args else None
         if not (isinstance(source, fx.Node) and node.op == source.op == "call_module"):
             continue
-        convolution, norm = fused.get_submodule(source.target), fused.get_submodule(node.target)
+        path = str(source.target)
+        convolution, norm = fused.get_submodule(path), fused.get_submodule(str(node.target))
         alone = len(source.users) == 1 and calls[source.target] == calls[node.target] == 1
         if alone and type(convolution) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
-            parent, _, name = source.target.rpartition(".")
+            parent, _, name = path.rpartition(".")
             setattr(fused.get_submodule(parent), name, fuse_conv_bn_eval(convolution, norm))
             node.replace_all_uses_with(source)
             fused.graph.erase_node(node)

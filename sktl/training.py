@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import skorch
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
-from skorch.callbacks import EpochTimer, PassthroughScoring, PrintLog
+from skorch.callbacks import EarlyStopping, EpochTimer, PassthroughScoring, PrintLog
 from skorch.utils import FirstStepAccumulator
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -71,7 +72,7 @@ class TrainingPlan:
     @property
     def full_batch(self) -> bool:
         """Whether every step sees all rows."""
-        return self.optimizer in ("lbfgs", torch.optim.LBFGS)
+        return self.optimizer == "lbfgs"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -82,7 +83,7 @@ class TrainingPlan:
 def choose_optimizer(
     optimizer: str | type[torch.optim.Optimizer], *, convex: bool, lr: float | None
 ) -> str | type[torch.optim.Optimizer]:
-    """Find what "auto" stands for.
+    """Find what "auto" stands for, and the name of torch's own classes.
 
     Parameters
     ----------
@@ -92,6 +93,8 @@ def choose_optimizer(
     lr : float or None
         A learning rate that is given always counts, so it asks for a method with steps.
     """
+    if isinstance(optimizer, type):  # torch's classes are the same as their names
+        return {kind: name for name, kind in OPTIMIZERS.items()}.get(optimizer, optimizer)
     if optimizer != "auto":
         return optimizer
     return "lbfgs" if convex and lr is None else "adamw"
@@ -133,14 +136,11 @@ def make_head(head: Head, in_features: int, n_classes: int, dropout: float) -> n
     ------
     TypeError
         If a callable returns something else.
+    ValueError
+        If its module doesn't map features to logits.
     """
     if callable(head):
-        module = head(in_features, n_classes)
-        if not isinstance(module, nn.Module):
-            raise TypeError(
-                f"The head callable must return a torch.nn.Module, got {type(module).__name__}."
-            )
-        return module
+        return _made_by(head, in_features, n_classes)
     widths = (in_features, *(() if head == "linear" else head), n_classes)
     layers: list[nn.Module] = []
     for i, (width, following) in enumerate(zip(widths, widths[1:], strict=False)):
@@ -148,6 +148,31 @@ def make_head(head: Head, in_features: int, n_classes: int, dropout: float) -> n
         layers += [nn.Dropout(dropout)] if dropout else []
         layers.append(nn.Linear(width, following))
     return nn.Sequential(*layers)
+
+
+def _made_by(head: Callable[[int, int], nn.Module], in_features: int, n_classes: int) -> nn.Module:
+    made = head(in_features, n_classes)
+    if not isinstance(made, nn.Module):
+        raise TypeError(
+            f"The head callable must return a torch.nn.Module, got {type(made).__name__}."
+        )
+    module = copy.deepcopy(made).cpu()  # it may return one module each time
+    wanted = f"map features of shape (n, {in_features}) to logits of shape (n, {n_classes})"
+    with torch.no_grad():
+        try:
+            logits = module.eval()(torch.zeros(2, in_features))
+        except Exception as error:
+            raise ValueError(
+                f"The head callable's module must {wanted}, but it failed: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+    if not isinstance(logits, Tensor) or logits.shape != (2, n_classes):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"The head callable's module must {wanted}, but for n=2 it gave {got}. The callable "
+            "gets both widths: (in_features, n_classes)."
+        )
+    return module
 
 
 class SuffixAndHead(nn.Module):
@@ -245,10 +270,12 @@ class _RowLoss(nn.Module):
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.criterion != "cross_entropy":
             losses: Tensor = self.criterion(logits, labels)
-            if losses.shape != labels.shape:
+            if not isinstance(losses, Tensor) or losses.shape != labels.shape:
+                is_tensor = isinstance(losses, Tensor)
+                got = tuple(losses.shape) if is_tensor else type(losses).__name__
                 raise ValueError(
-                    "The criterion must give one loss for each row, of shape "
-                    f"{tuple(labels.shape)}, got {tuple(losses.shape)}. Set its reduction to none."
+                    f"criterion must give one loss for each row, of shape {tuple(labels.shape)}, "
+                    f'got {got}. A torch loss does with reduction="none".'
                 )
             return losses
         return F.cross_entropy(
@@ -324,6 +351,23 @@ class SuffixNet(skorch.NeuralNetClassifier):
             ],
         ), settings
 
+    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
+        """Stop when training has diverged: nothing after it makes sense."""
+        losses = np.asarray(self.history[-1, "batches", :, "train_loss"])
+        if not np.isfinite(losses).all():
+            self._raise_diverged(f"the loss was {losses[~np.isfinite(losses)][0]}")
+
+    def check_result(self) -> None:
+        """Raise ValueError if the weights aren't finite."""
+        if not all(bool(p.isfinite().all()) for p in self.module_.parameters()):
+            self._raise_diverged("weights were no longer finite")
+
+    def _raise_diverged(self, what: str) -> None:
+        raise ValueError(
+            f"Training diverged with lr={self.lr:g}: {what} in epoch {len(self.history)}. Choose a "
+            "smaller lr."
+        )
+
     def get_train_step_accumulator(self) -> FirstStepAccumulator:
         """Of the evaluations that a full-batch step makes, the last tells its result."""
         return _LastStepAccumulator() if self.full_batch else FirstStepAccumulator()
@@ -380,6 +424,7 @@ def _optimizer_settings(plan: TrainingPlan) -> dict[str, Any]:
     if plan.full_batch:
         return settings | {
             "optimizer__max_iter": plan.max_epochs,
+            "optimizer__max_eval": 25 * plan.max_epochs,  # as many as 25 a line search
             "optimizer__tolerance_grad": 1e-6,
             "optimizer__tolerance_change": 1e-12,
             "optimizer__line_search_fn": "strong_wolfe",
@@ -405,8 +450,10 @@ def train(
 
     Raises
     ------
-    FloatingPointError
-        If the loss is no longer finite.
+    ValueError
+        If training diverges.
+    KeyboardInterrupt
+        If the user stops it. An EarlyStopping callback ends it in the regular way.
     """
     dtype = torch.float64 if net.full_batch else torch.float32
     normalised = torch.as_tensor(weights / weights.mean(), dtype=dtype)
@@ -415,21 +462,33 @@ def train(
     rows = FeatureRows(features, torch.as_tensor(labels), normalised)
     with torch.random.fork_rng(devices=_cuda_devices(net.device)):
         torch.manual_seed(net.seed)
-        net.partial_fit(rows, None)  # fit would initialise the net again
-    _check_result(net)
+        _run_epochs(net, rows)
+    net.check_result()
+    _warn_unless_converged(net)
+
+
+def _run_epochs(net: SuffixNet, rows: FeatureRows) -> None:
+    """Do what skorch's partial_fit does, but let the user's KeyboardInterrupt through."""
+    net.notify("on_train_begin", X=rows, y=None)
+    try:
+        net.fit_loop(rows, None)
+    except KeyboardInterrupt:
+        if not _stopped_early(net):
+            raise
+    net.notify("on_train_end", X=rows, y=None)
+
+
+def _stopped_early(net: SuffixNet) -> bool:
+    """Whether skorch's EarlyStopping, which raises a KeyboardInterrupt, has lost patience."""
+    stoppers = (c for _, c in net.callbacks_ if isinstance(c, EarlyStopping))
+    return any(stopper.misses_ >= stopper.patience for stopper in stoppers)
 
 
 def _cuda_devices(device: str) -> list[torch.device]:
     return [torch.device(device)] if device.startswith("cuda") else []
 
 
-def _check_result(net: SuffixNet) -> None:
-    loss = net.history[-1].get("train_loss") if len(net.history) else None
-    if loss is not None and not np.isfinite(loss):
-        raise FloatingPointError(
-            f"Training diverged: the loss was {loss} after {len(net.history)} epochs. Choose a "
-            "smaller lr."
-        )
+def _warn_unless_converged(net: SuffixNet) -> None:
     if net.full_batch and n_iterations(net) >= net.optimizer__max_iter:
         warnings.warn(
             f"L-BFGS stopped after max_epochs={net.optimizer__max_iter} iterations without "

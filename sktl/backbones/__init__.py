@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -184,7 +183,7 @@ def load_backbone(
             f"{backbone!r}."
         )
     source = at_image_size(find_weights(backbone, weights), image_size)
-    key = _memo_key(backbone, weights, source)
+    key = _memo_key(backbone, source)
     if key is None:
         return _load(backbone, source, image_size, seed)
     with _lock:
@@ -196,15 +195,15 @@ def load_backbone(
         return _loaded[key]
 
 
-def _memo_key(backbone: Any, weights: Any, source: WeightsSource) -> Any:
+def _memo_key(backbone: Any, source: WeightsSource) -> Any:
     """What stays the same as long as the loaded network does; None if that can't be known."""
     if not isinstance(backbone, str) or source.read is None:
         return None
     stamp = None
-    if os.path.isfile(source.name):
-        status = Path(source.name).stat()
+    if Path(source.address).is_file():
+        status = Path(source.address).stat()
         stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-    return backbone, source.name, source.recipe, stamp
+    return backbone, source.address, source.recipe, stamp
 
 
 def _load(

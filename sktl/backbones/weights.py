@@ -39,11 +39,14 @@ class WeightsSource:
         Gives the state dict; None leaves the network as it is built.
     name : str
         How messages call them.
+    address : str
+        Path or address of the file.
     """
 
     recipe: Recipe
     read: Callable[[], dict[str, Tensor]] | None
     name: str
+    address: str = ""
 
 
 def find_weights(backbone: Any, weights: Any) -> WeightsSource:
@@ -67,7 +70,7 @@ def find_weights(backbone: Any, weights: Any) -> WeightsSource:
         path = Path(weights).expanduser()
         if not path.is_file():
             raise ValueError(f"weights={os.fspath(weights)!r}: there is no such file.")
-        return WeightsSource(_own_recipe(backbone), lambda: _read_file(path), str(path))
+        return WeightsSource(_own_recipe(backbone), lambda: _read_file(path), str(path), str(path))
     if weights is None or (not named and weights == "DEFAULT"):
         return WeightsSource(_own_recipe(backbone), None, "random")
     if isinstance(weights, WeightsEnum):
@@ -136,7 +139,7 @@ def _member(backbone: str, weights: Any) -> WeightsEnum:
 
 def _torchvision_source(member: WeightsEnum) -> WeightsSource:
     recipe = Recipe.from_transforms(member.transforms())
-    return WeightsSource(recipe, lambda: _download(member), str(member))
+    return WeightsSource(recipe, lambda: _download(member), str(member), member.url)
 
 
 def _download(member: WeightsEnum) -> dict[str, Tensor]:

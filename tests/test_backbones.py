@@ -1,0 +1,302 @@
+"""Every network by name: its stages, where it can be cut, and the round trip."""
+
+import io
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+from sktl import PretrainedImageClassifier, list_backbones
+from sktl.backbones import load_backbone
+from sktl.backbones.registry import EMBEDDED, Architecture
+from sktl.backbones.split import OpaqueNetwork, TracedNetwork, make_splitter
+
+# One small network of each family, with the smallest image that it is at home with.
+FAMILIES = {
+    "alexnet": 96,
+    "convnext_tiny": 64,
+    "densenet121": 64,
+    "efficientnet_b0": 64,
+    "efficientnet_lite0": 64,
+    "efficientnet_v2_s": 64,
+    "googlenet": 64,
+    "inception_v3": 96,
+    "maxvit_t": 224,
+    "mnasnet0_5": 64,
+    "mobilenet_v2": 64,
+    "mobilenet_v3_small": 64,
+    "regnet_y_400mf": 64,
+    "resnet18": 64,
+    "resnext50_32x4d": 64,
+    "shufflenet_v2_x0_5": 64,
+    "squeezenet1_1": 64,
+    "swin_t": 64,
+    "swin_v2_t": 64,
+    "vgg11_bn": 64,
+    "vit_b_32": 64,
+    "wide_resnet50_2": 64,
+}
+STAGES = {
+    "alexnet": ["features.2", "features.5", "features.12"],
+    "efficientnet_lite0": ["stem", *(f"features.{i}" for i in range(1, 8))],
+    "resnet18": ["stem", "layer1", "layer2", "layer3", "layer4"],
+    "vgg11_bn": ["features.3", "features.7", "features.14", "features.21", "features.28"],
+    "vit_b_32": ["stem", *(f"encoder.layers.encoder_layer_{i}" for i in range(12))],
+    "densenet121": ["stem", *(f"features.denseblock{i}" for i in range(1, 5))],
+    "maxvit_t": ["stem", *(f"blocks.{i}" for i in range(4))],
+    "shufflenet_v2_x0_5": ["stem", "stage2", "stage3", "stage4"],
+}
+
+
+def image_size_of(name):
+    if name in FAMILIES:
+        return FAMILIES[name]
+    small = {"alexnet": 96, "inception_v3": 96, "maxvit_t": 224, "vit_h_14": 56}
+    return small.get(name, 64)
+
+
+def untrained(name):
+    """A network as it is built, with random weights and batch-norm statistics to tell apart."""
+    size = image_size_of(name)
+    torch.manual_seed(0)
+    return Architecture(name, size).build(initialise=True).eval(), size
+
+
+def check_rejoins(name, photographs):
+    network, size = untrained(name)
+    splitter = make_splitter(network, size)
+    assert isinstance(splitter, TracedNetwork)
+    images = torch.from_numpy(photographs[:2, :size, :size]).permute(0, 3, 1, 2).float() / 255
+    if size > images.shape[-1]:
+        images = nn.functional.interpolate(images, size)
+    with torch.inference_mode():
+        whole = network(images)
+        for stage in splitter.anatomy.stages:
+            features = splitter.cut(None, stage.end).eval()(images)
+            assert torch.equal(splitter.cut(stage.end, None).eval()(features), whole), stage
+
+
+def check_round_trip(name, photographs, labels):
+    clf = PretrainedImageClassifier(
+        name, weights=None, image_size=image_size_of(name), cache=None, random_state=0
+    )
+    clf.fit(photographs, labels)
+    assert set(clf.predict(photographs)) <= {0, 1}
+    file = io.BytesIO()
+    joblib.dump(clf, file)
+    file.seek(0)
+    loaded = joblib.load(file)
+    assert loaded.stages_ == clf.stages_
+    np.testing.assert_array_equal(loaded.predict_proba(photographs), clf.predict_proba(photographs))
+
+
+def test_all_of_torchvisions_classifiers_and_the_embedded_network_have_names():
+    names = list_backbones()
+    assert names[0] == EMBEDDED
+    assert len(names) == len(set(names)) == 81
+    assert set(FAMILIES) <= set(names)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_suffix_of_prefix_is_the_network(name, photographs):
+    check_rejoins(name, photographs[0])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_fit_predict_and_round_trip(name, photographs):
+    check_round_trip(name, photographs[0][::3], photographs[1][::3])
+
+
+@pytest.mark.all_models
+@pytest.mark.parametrize("name", [n for n in list_backbones() if n not in FAMILIES])
+def test_every_other_model(name, photographs):
+    check_rejoins(name, photographs[0])
+    check_round_trip(name, photographs[0][::3], photographs[1][::3])
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_stages_are_the_networks_own_blocks(name):
+    network, size = untrained(name)
+    assert list(make_splitter(network, size).stages) == STAGES[name]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "inception_v3", "maxvit_t"])
+def test_boundaries_are_all_points_where_one_tensor_flows(name):
+    network, size = untrained(name)
+    counts = {"resnet18": 23, "inception_v3": 32, "maxvit_t": 153}
+    assert len(make_splitter(network, size).graph.boundaries) == counts[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "classifier", "width"),
+    [
+        ("resnet18", "fc", 512),
+        ("vgg11_bn", "classifier.6", 4096),
+        ("squeezenet1_1", "classifier.1", 512),
+        ("vit_b_32", "heads.head", 768),
+        ("maxvit_t", "classifier.5", 512),
+        ("convnext_tiny", "classifier.2", 768),
+    ],
+)
+def test_features_are_what_the_last_linear_layer_reads(name, classifier, width):
+    network, size = untrained(name)
+    splitter = make_splitter(network, size)
+    assert splitter.classifier == classifier
+    with torch.inference_mode():
+        features = splitter.prefix(len(splitter.stages), "auto")(torch.zeros(2, 3, size, size))
+    assert features.shape == (2, width)
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling", "width"),
+    [
+        ("vgg11_bn", "flatten", 512 * 2 * 2),
+        ("vgg11_bn", "avg", 512),
+        ("swin_t", "avg", 768),
+        ("vit_b_32", "avg", 768),
+        ("vit_b_32", "flatten", 5 * 768),
+        ("resnet18", "flatten", 512 * 2 * 2),
+    ],
+)
+def test_pooling_reads_the_last_stage(name, pooling, width):
+    network, size = untrained(name)
+    splitter = make_splitter(network, size)
+    depth = len(splitter.stages)
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        features = splitter.prefix(depth, pooling)(images)
+        assert features.shape == (2, width)
+        for k in range(depth):
+            before = splitter.prefix(k, pooling)(images) if k else images
+            after = splitter.suffix(k, pooling).eval()(before)
+            torch.testing.assert_close(after, features, rtol=0, atol=0)
+
+
+def test_swin_features_are_pooled_over_positions_not_channels():
+    """At inner stages Swin's channels are the last axis."""
+    network, size = untrained("swin_t")
+    splitter = make_splitter(network, size)
+    from sktl.backbones import Pool
+
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        maps = splitter.stage_features(1)(images)
+        assert maps.shape == (2, 16, 16, 96)
+        torch.testing.assert_close(Pool("avg")(maps), maps.mean((1, 2)))
+
+
+def test_training_and_evaluation_differ_where_the_network_says_so():
+    """DenseNet's dropout is a functional call, whose mode a trace bakes in."""
+    torch.manual_seed(0)
+    network = models.densenet121(weights=None, drop_rate=0.5)
+    splitter = make_splitter(network, 64)
+    suffix = splitter.suffix(len(splitter.stages) - 1, "auto")
+    with torch.no_grad():
+        features = splitter.prefix(len(splitter.stages) - 1, "auto")(torch.rand(4, 3, 64, 64))
+        for part in suffix.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.momentum = 0.0
+        train, evaluation = suffix.train(), None
+        first, second = train(features), train(features)
+        assert not torch.equal(first, second)
+        evaluation = suffix.eval()
+        assert torch.equal(evaluation(features), evaluation(features))
+
+
+def test_stochastic_depth_acts_in_training_only():
+    torch.manual_seed(0)
+    network = models.efficientnet_b0(weights=None, stochastic_depth_prob=0.9)
+    suffix = make_splitter(network, 64).suffix(0, "auto")
+    images = torch.rand(4, 3, 64, 64)
+    with torch.no_grad():
+        suffix.train()
+        assert not torch.equal(suffix(images), suffix(images))
+        suffix.eval()
+        assert torch.equal(suffix(images), suffix(images))
+
+
+def test_a_suffix_does_not_overwrite_the_features_it_is_given():
+    """A cache keeps them, and the next layer may be an in-place activation."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 8, 3)
+    )
+    splitter = make_splitter(network, 16)
+    boundary = splitter.graph.boundaries[1]
+    features = torch.randn(2, 4, 12, 12, generator=torch.Generator().manual_seed(0))
+    before = features.clone()
+    with torch.inference_mode():
+        splitter.cut(boundary, None)(features)
+    assert torch.equal(features, before)
+
+
+class DataDependent(nn.Module):
+    """Beyond torch.fx: the way taken depends on the values."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.ReLU())
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.body(x).mean((2, 3))
+        if x.sum() > 0:
+            x = x * 2
+        return self.fc(x)
+
+
+def test_a_network_that_cannot_be_traced_is_frozen_whole_or_not_at_all(photographs):
+    images, labels = photographs
+    network = DataDependent()
+    assert isinstance(make_splitter(network, 32), OpaqueNetwork)
+    for freeze, depth in (("all", 1), ("none", 0)):
+        clf = PretrainedImageClassifier(network, freeze=freeze, image_size=32, max_epochs=2)
+        clf.fit(images, labels)
+        assert clf.freeze_ == depth
+        assert clf.transform(images).shape == (12, 8)
+    with pytest.raises(ValueError, match='torch.fx can\'t trace .* "all" or "none"'):
+        PretrainedImageClassifier(network, freeze=-3, image_size=32).fit(images, labels)
+
+
+def headless():
+    return nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.Conv2d(6, 7, 3, stride=2))
+
+
+@pytest.mark.parametrize("pooling", ["auto", "avg", "flatten"])
+def test_a_network_without_a_classifier(photographs, pooling):
+    images, labels = photographs
+    clf = PretrainedImageClassifier(headless, pooling=pooling, image_size=16)
+    assert clf.fit(images, labels).transform(images).shape == (
+        12,
+        7 if pooling != "flatten" else 7 * 3 * 3,
+    )
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.block = nn.Conv2d(4, 4, 3, padding=1)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x):
+        x = self.block(self.stem(x))
+        return self.pool(self.block(x)).flatten(1)
+
+
+def test_a_layer_used_twice_is_never_both_frozen_and_trained():
+    splitter = make_splitter(Tied(), 16)
+    for depth in range(len(splitter.stages) + 1):
+        frozen = dict(splitter.prefix(depth, "auto").named_modules()) if depth else {}
+        trained = dict(splitter.suffix(depth, "auto").named_modules())
+        used_by_both = {n.split("body.")[-1] for n in trained} & {n[2:] for n in frozen}
+        assert "block" not in used_by_both
+
+
+def test_image_size_that_a_network_cannot_take_is_an_error_that_says_so():
+    with pytest.raises(ValueError, match="alexnet|16 x 16"):
+        load_backbone("alexnet", None, 16)
+    with pytest.raises(ValueError, match="vit_b_32 can't be built for image_size=50"):
+        load_backbone("vit_b_32", None, 50)

@@ -1,0 +1,185 @@
+"""The frozen prefix: what it computes, and how often."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
+from torch import nn
+
+from sktl import PretrainedImageClassifier, PretrainedImageFeatures
+from sktl.backbones import load_backbone
+from sktl.cache import MemoryCache
+from sktl.images import learn_format, open_images
+from sktl.prefix import FrozenPrefix, freeze_prefix, freeze_stage
+
+CPU = torch.device("cpu")
+
+
+def images_of(X):
+    return open_images(X, learn_format(X))
+
+
+@pytest.fixture
+def backbone():
+    return load_backbone("efficientnet_lite0", "DEFAULT", 64)
+
+
+@pytest.fixture
+def prefix(backbone):
+    """One of its own, so that its images can be counted."""
+    module = backbone.prefix(len(backbone.stages), "auto")
+    return FrozenPrefix(backbone.recipe, module, "float32", CPU)
+
+
+def test_fused_features_are_those_of_the_network(backbone, prefix, photographs):
+    images = images_of(photographs[0])
+    batch = backbone.recipe.apply(images.batch(range(12)))
+    with torch.inference_mode():
+        plain = backbone.prefix(len(backbone.stages), "auto")(batch)
+    torch.testing.assert_close(prefix(batch), plain, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(prefix.compute(images), plain, rtol=1e-4, atol=1e-4)
+
+
+def test_batch_norm_is_folded_into_the_convolutions(backbone, prefix):
+    kinds = [type(m) for m in backbone.prefix(8, "auto").modules()]
+    fused = [type(m) for m in prefix._module.modules()]
+    assert kinds.count(nn.BatchNorm2d) == 49
+    assert fused.count(nn.BatchNorm2d) == 0
+    assert fused.count(nn.Conv2d) == kinds.count(nn.Conv2d)
+
+
+@pytest.mark.parametrize("name", ["densenet121", "googlenet", "shufflenet_v2_x0_5"])
+def test_fusing_keeps_other_networks_right(name, photographs):
+    backbone = load_backbone(name, None, 64, seed=0)
+    images = images_of(photographs[0][:2])
+    batch = backbone.recipe.apply(images.batch(range(2)))
+    depth = len(backbone.stages)
+    with torch.inference_mode():
+        plain = backbone.prefix(depth, "auto")(batch)
+    fast = freeze_prefix(backbone, depth, "auto", "float32", CPU)
+    torch.testing.assert_close(fast(batch), plain, rtol=1e-3, atol=1e-3)
+
+
+def test_bfloat16_features_are_close(backbone, prefix, photographs):
+    module = backbone.prefix(len(backbone.stages), "auto")
+    low = FrozenPrefix(backbone.recipe, module, "bfloat16", CPU)
+    images = images_of(photographs[0])
+    a, b = prefix.compute(images), low.compute(images)
+    assert b.dtype is torch.float32
+    assert not torch.equal(a, b)
+    cosine = nn.functional.cosine_similarity(a, b)
+    assert cosine.min() > 0.99
+
+
+def test_every_image_is_computed_once(prefix, photographs):
+    X, _ = photographs
+    cache = MemoryCache(10**8)
+    whole = prefix.compute(images_of(X), cache)
+    assert prefix.n_images == 12
+    again = prefix.compute(images_of(X), cache)
+    order = np.random.default_rng(0).permutation(12)
+    shuffled = prefix.compute(images_of(X[order]), cache)
+    subset = prefix.compute(images_of(list(X[::3])), cache)
+    assert prefix.n_images == 12
+    assert torch.equal(again, whole)
+    assert torch.equal(shuffled, whole[torch.from_numpy(order)])
+    assert torch.equal(subset, whole[::3])
+
+
+def test_an_image_that_occurs_twice_is_computed_once(prefix, photographs):
+    X = photographs[0][[0, 1, 0, 0, 1]]
+    features = prefix.compute(images_of(X), MemoryCache(10**8))
+    assert prefix.n_images == 2
+    assert torch.equal(features[0], features[2])
+    assert torch.equal(features[1], features[4])
+    assert not torch.equal(features[0], features[1])
+
+
+def test_changed_pixels_miss(prefix, photographs):
+    X = photographs[0].copy()
+    cache = MemoryCache(10**8)
+    prefix.compute(images_of(X), cache)
+    X[3, 100, 100, 0] ^= 255
+    prefix.compute(images_of(X), cache)
+    assert prefix.n_images == 13
+
+
+def test_without_a_cache_every_image_is_computed_again(prefix, photographs):
+    images = images_of(photographs[0])
+    assert torch.equal(prefix.compute(images), prefix.compute(images))
+    assert prefix.n_images == 24
+
+
+def key_of(backbone, depth=8, precision="float32"):
+    return FrozenPrefix(backbone.recipe, backbone.prefix(depth, "auto"), precision, CPU).key
+
+
+def test_the_key_tells_what_changes_the_features(backbone):
+    same = key_of(load_backbone("efficientnet_lite0", "DEFAULT", 64))
+    others = [
+        key_of(backbone, depth=7),
+        key_of(backbone, precision="bfloat16"),
+        key_of(load_backbone("efficientnet_lite0", "DEFAULT", 96)),
+        key_of(load_backbone("efficientnet_lite0", None, 64, seed=0)),
+        freeze_stage(backbone, None, "flatten", "float32", CPU).key,
+    ]
+    assert key_of(backbone) == same
+    assert same not in others
+    assert len(set(others)) == len(others)
+
+
+@pytest.mark.parametrize("change", ["weight", "dilation", "statistic", "attribute"])
+def test_the_key_of_a_module_tells_its_settings(change):
+    def make(changed):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        if changed and change == "weight":
+            network[0].weight.data[0, 0, 0, 0] += 1e-3
+        if changed and change == "dilation":
+            network[0].dilation = (2, 2)
+        if changed and change == "statistic":
+            network[1].running_var[0] += 1e-3
+        if changed and change == "attribute":
+            network[1].eps = 1e-2
+        return load_backbone(network, image_size=32)
+
+    keys = [key_of(b, depth=len(b.stages)) for b in (make(False), make(False), make(True))]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_more_threads_give_the_same_features(prefix, photographs):
+    images = images_of(np.concatenate([photographs[0]] * 9))
+    assert torch.equal(prefix.compute(images, n_jobs=3), prefix.compute(images))
+
+
+def test_a_search_computes_each_image_once(digits):
+    X, y = digits
+    clf = PretrainedImageClassifier(image_size=33, random_state=0)
+    shared = freeze_stage(clf._load_backbone(), None, "auto", "float32", CPU)
+    search = GridSearchCV(clf, {"weight_decay": [1e-2, 1e-3, 1e-4]}, cv=4)
+    search.fit(X, y)
+    search.predict(X)
+    clone(search).fit(X[::-1], y[::-1])
+    assert shared.n_images == len(X)
+
+
+def test_classifier_and_transformer_share_features(digits):
+    X, y = digits
+    features = PretrainedImageFeatures(image_size=34)
+    features.fit(X)
+    shared = features._prefix
+    before = shared.n_images
+    PretrainedImageClassifier(image_size=34).fit(X, y)
+    features.transform(X)
+    assert shared.n_images == before == len(X)
+
+
+@pytest.mark.gpu
+def test_features_on_a_gpu_are_those_of_the_cpu(backbone, prefix, photographs):
+    module = backbone.prefix(len(backbone.stages), "auto")
+    on_gpu = FrozenPrefix(backbone.recipe, module, "float32", torch.device("cuda"))
+    images = images_of(photographs[0])
+    features = on_gpu.compute(images)
+    assert features.device.type == "cpu"
+    torch.testing.assert_close(features, prefix.compute(images), rtol=1e-2, atol=1e-2)
