@@ -26,7 +26,7 @@ from .backbones import Backbone
 from .base import ImageEstimator
 from .images import Images, kind_of
 from .model import HeadShape, Model, assemble_net, features_at, pooled_width
-from .persistence import restore_model, store_model
+from .persistence import Packer, plain_rows, restore_model, store_model
 from .prefix import freeze_prefix
 from .training import (
     OPTIMIZERS,
@@ -343,7 +343,7 @@ class PretrainedImageClassifier(ClassifierMixin, TransformerMixin, ImageEstimato
             raise ValueError(
                 f"{type(self).__name__} requires y to be passed, but the target y is None."
             )
-        shape = np.shape(y)
+        shape = np.asarray(y).shape
         if len(shape) == 2 and shape[1] > 1:
             raise ValueError(
                 f"y has shape {shape}: multi-label and multi-output targets are not supported. "
@@ -372,7 +372,7 @@ class PretrainedImageClassifier(ClassifierMixin, TransformerMixin, ImageEstimato
         self, sample_weight: Any, classes: npt.NDArray[Any], labels: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float64]:
         rows = np.empty((len(labels), 1))
-        weights = _check_sample_weight(
+        weights: npt.NDArray[np.float64] = _check_sample_weight(
             sample_weight, rows, dtype=np.float64, ensure_non_negative=True
         )
         if isinstance(self.class_weight, dict):
@@ -512,7 +512,7 @@ class PretrainedImageClassifier(ClassifierMixin, TransformerMixin, ImageEstimato
             del state[name]
         return state | {
             "history_": plain_rows(self.history_),
-            "_model": store_model(self._model, self._asked_precision, pack),
+            "_model": store_model(self._model, self.precision, pack),
         }
 
     def _restore(self, state: dict[str, Any]) -> dict[str, Any]:
@@ -544,7 +544,7 @@ def _check_kinds_of_labels(labels: Sequence[Any]) -> None:
 
 def _check_class_weight(class_weight: dict[Any, Any], classes: list[Any]) -> None:
     for label, weight in class_weight.items():
-        if not isinstance(weight, Real) or not 0 <= weight < np.inf:
+        if not isinstance(weight, Real) or not 0 <= float(weight) < np.inf:
             raise ValueError(
                 f"class_weight gives {weight!r} to class {label!r}; a weight is a finite number of "
                 "at least 0."

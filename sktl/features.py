@@ -14,13 +14,10 @@ from sklearn.utils.validation import check_is_fitted
 from .backbones import Backbone
 from .base import ImageEstimator
 from .hardware import restore_device, restore_precision
-from .persistence import (
-    restore_backbone,
-    restore_weights,
-    source_state,
-    store_backbone,
-)
+from .persistence import Packer, restore_backbone, restore_frozen, store_backbone
 from .prefix import FrozenPrefix, freeze_stage
+
+_SEED = 0  # of random weights, which must be the same in every fit
 
 
 class PretrainedImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstimator):
@@ -124,7 +121,7 @@ class PretrainedImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         self._validate_params()
         self.device_, self.precision_ = self._choose_hardware()
         images = self._open(X, reset=True)
-        self._backbone = self._load_backbone(seed=0)
+        self._backbone = self._load_backbone(_SEED)
         self._stage = self._backbone.stage_index(self.stage)
         self._pooling = self.pooling
         self.stages_ = list(self._backbone.stages)
@@ -177,30 +174,27 @@ class PretrainedImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         tags.transformer_tags.preserves_dtype = []
         return tags
 
-    def _store(self, state: dict[str, Any]) -> dict[str, Any]:
+    def _store(self, state: dict[str, Any], pack: Packer) -> dict[str, Any]:
         for name in ("_prefix", "device_", "precision_"):
             del state[name]
         frozen = self._backbone.stage_features(self._stage, self._pooling)
-        source = self._stored_source(self._backbone, state)
-        return state | {
-            "_backbone": store_backbone(self._backbone, frozen, source),
-            "_hardware": (str(self.device_), self.precision, self.precision_),
+        stored = store_backbone(self._backbone, frozen, pack)
+        hardware = {
+            "device": str(self.device_),
+            "precision": self.precision_,
+            "asked_precision": self.precision,
         }
+        return state | {"_backbone": stored | hardware}
 
     def _restore(self, state: dict[str, Any]) -> dict[str, Any]:
         if "_backbone" not in state:
             return state
         stored = state["_backbone"]
-        device, asked, used = state.pop("_hardware")
-        device = restore_device(device)
-        precision = restore_precision(asked, used, device)
-        backbone = restore_backbone(stored)
+        backbone = restore_backbone(stored, _SEED)
+        device = restore_device(stored["device"])
+        precision = restore_precision(stored["asked_precision"], stored["precision"], device)
         stage, pooling = state["_stage"], state["_pooling"]
-        restore_weights(
-            backbone.stage_features(stage, pooling),
-            stored["frozen"],
-            source_state(stored["architecture"]),
-        )
+        restore_frozen(backbone, backbone.stage_features(stage, pooling), stored)
         return state | {
             "_backbone": backbone,
             "_prefix": freeze_stage(backbone, stage, pooling, precision, device),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import warnings
+from pathlib import Path
 
 import torch
 
@@ -111,8 +114,17 @@ def restore_precision(asked: str, used: str, device: torch.device) -> str:
 
 
 def physical_memory() -> int:
-    """Memory of this machine in bytes."""
+    """Memory in bytes that this machine has, or the container allows."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):  # not to be had on Windows
-        return 8 * 2**30
+        total = 8 * 2**30
+    return min(total, *_container_limits())
+
+
+def _container_limits() -> list[int]:
+    found = [sys.maxsize]
+    for version in ("memory.max", "memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            found.append(int(Path("/sys/fs/cgroup", version).read_text()))
+    return found

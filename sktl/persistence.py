@@ -8,6 +8,7 @@ parameter is pickled as given.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from itertools import chain
@@ -15,11 +16,14 @@ from types import FunctionType
 from typing import Any
 
 import numpy as np
+import skorch
 import torch
 import xxhash
-from sklearn.base import clone
 from sklearn.exceptions import InconsistentVersionWarning as SklearnVersionWarning
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import Dataset
 
 from .backbones import Backbone, rebuild_backbone
 from .backbones.registry import Architecture
@@ -30,6 +34,8 @@ from .training import TrainingPlan
 
 FORMAT = 1
 _LOCAL = ("<lambda>", "<locals>")
+# What a callback may have kept of a training run.
+_TRACES = (Tensor, nn.Module, Dataset, Optimizer, LRScheduler, skorch.NeuralNet)
 
 Stored = dict[str, Any]
 Pack = Callable[[str, Any], Any]
@@ -145,7 +151,7 @@ def _to_array(tensor: Tensor) -> tuple[np.ndarray[Any, Any], bool]:
 
 def _content(tensor: Tensor) -> object:
     array, _ = _to_array(tensor)
-    return tensor.dtype, tensor.shape, xxhash.xxh3_128_digest(array.tobytes())
+    return tensor.dtype, tensor.shape, xxhash.xxh3_128_digest(array.reshape(-1).view(np.uint8).data)
 
 
 def restore_weights(module: nn.Module, stored: Stored, given: dict[str, Tensor]) -> None:
@@ -346,11 +352,22 @@ def _pack(name: str, value: Any) -> Any:
 
 
 def _without_traces(callbacks: Any) -> Any:
-    """Callbacks as given: after a fit they may hold the net, its optimizer and the images."""
-    try:
-        return clone(callbacks, safe=False)
-    except (TypeError, RuntimeError):  # not made by scikit-learn's rules
+    """Callbacks as given: a fit may leave in them the net, its optimizer and the images."""
+    if isinstance(callbacks, list | tuple):
+        return type(callbacks)(map(_without_traces, callbacks))
+    if not isinstance(callbacks, skorch.callbacks.Callback):
         return callbacks
+    given = inspect.signature(type(callbacks)).parameters
+    cleaned = copy.copy(callbacks)
+    for name, value in vars(callbacks).items():
+        if name not in given and _is_trace(value):
+            cleaned.__dict__.pop(name, None)
+    return cleaned
+
+
+def _is_trace(value: Any) -> bool:
+    held = list(value.values()) if isinstance(value, dict) else value
+    return any(isinstance(v, _TRACES) for v in (held if isinstance(held, list | tuple) else [held]))
 
 
 def _carrier(name: str, function: Any) -> FunctionType:

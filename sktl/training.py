@@ -32,6 +32,7 @@ _DEFAULT_LR = {"sgd": 1e-2, "lbfgs": 1.0}
 _OTHER_LR = 1e-3
 # Pretrained stages take a tenth of the head's step, so that they are adjusted, not overwritten.
 _BACKBONE_SHARE = 0.1
+_MIN_MOMENTUM = 0.1  # torch's default for batch norm
 _MAX_EPOCHS = {"lbfgs": 1000}
 _OTHER_MAX_EPOCHS = 20
 _PREDICT_BATCH = {"rows": 4096, "maps": 64}
@@ -391,6 +392,7 @@ def make_net(
     """Set up a net that is ready to be fitted."""
     module = SuffixAndHead(suffix, head.to(plan.dtype))
     module.requires_grad_(True)
+    _quicken_statistics(suffix)
     net = SuffixNet(
         module,
         criterion=_RowLoss,
@@ -410,6 +412,17 @@ def make_net(
     )
     net.initialize()
     return net
+
+
+def _quicken_statistics(suffix: nn.Module) -> None:
+    """Let batch-norm statistics follow within an epoch or two.
+
+    Some networks were trained with a momentum for months of ImageNet; with it, evaluation would
+    normalise by the old statistics what training normalised by the new.
+    """
+    for layer in suffix.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.momentum is not None:
+            layer.momentum = max(layer.momentum, _MIN_MOMENTUM)
 
 
 def _predict_batch(suffix: nn.Module) -> int:

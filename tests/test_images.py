@@ -851,6 +851,49 @@ def test_images_survive_pickling(photos, files):
         assert images.digest(1) == digests(X)[1]
 
 
+# uint8 after other values -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrap", [np.asarray, list, lambda X: X.reshape(len(X), -1)])
+def test_uint8_after_values_of_another_range(digits, wrap):
+    """Digits as uint8 would be nearly black, whatever else the range that fit learned."""
+    X = digits[0][:4].reshape(-1, 8, 8)
+    fmt = learn_format(wrap(X))
+    assert fmt.pixel_range == (0, 16)
+    with pytest.raises(ValueError, match="uint8 .*0 to 255.* from 0 to 16.*set pixel_range"):
+        open_images(wrap(X.astype(np.uint8)), fmt)
+    with pytest.warns(UserWarning, match="fit no common range"):
+        fmt = learn_format(wrap(X - 8.5))
+    with pytest.raises(ValueError, match="from -8.5 to 7.5"):
+        open_images(wrap(X.astype(np.uint8)), fmt)
+
+
+@pytest.mark.parametrize("scale", [1 / 255, 1, 257])
+def test_uint8_after_a_range_of_pictures(photos, scale):
+    """The same pictures as floats or 16 bits before; uint8 keeps its meaning."""
+    fmt = learn_format(photos * np.float64(scale))
+    assert fmt.learned_from == "values"
+    as_uint8 = open_images(photos, fmt).batch([0, 1])
+    assert torch.equal(as_uint8, as_nchw(photos))
+    assert torch.equal(open_images(photos * np.float64(scale), fmt).batch([0, 1]), as_uint8)
+
+
+def test_uint8_in_the_range_that_the_user_gave(digits):
+    X = digits[0][:4].reshape(-1, 8, 8)
+    fmt = learn_format(X, pixel_range=(0, 16))
+    as_uint8 = open_images(X.astype(np.uint8), fmt).batch(range(4))
+    assert torch.equal(as_uint8, open_images(X, fmt).batch(range(4)))
+    assert as_uint8.max() == 255
+
+
+def test_files_after_digits(digits, files, photos):
+    """Files and PIL images carry their own range."""
+    fmt = learn_format(digits[0][:4].reshape(-1, 8, 8))
+    assert torch.equal(open_images(files, fmt).batch([0, 1]), as_nchw(photos))
+    pictures = [Image.fromarray(photo) for photo in photos]
+    assert torch.equal(open_images(pictures, fmt).batch([0, 1]), as_nchw(photos))
+
+
 # Cost --------------------------------------------------------------------------------
 
 

