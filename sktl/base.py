@@ -33,7 +33,7 @@ class ImageEstimator(BaseEstimator):
         "backbone": [str, callable],
         "weights": [str, os.PathLike, WeightsEnum, None],
         "pooling": [StrOptions({"auto", "avg", "flatten"})],
-        "image_size": [Interval(Integral, 1, None, closed="left"), None],
+        "image_size": [Interval(Integral, 2, None, closed="left"), None],
         "image_shape": [tuple, list, None],
         "pixel_range": [tuple, list, None],
         "cache": [str, os.PathLike, None],

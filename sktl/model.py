@@ -77,7 +77,7 @@ class Model:
         def suffix(features: Tensor) -> Tensor:
             with torch.inference_mode():
                 part: nn.Module = self.net.module_.suffix.eval()
-                result: Tensor = part(features.to(self.device)).float().cpu()
+                result: Tensor = part(features.to(self.net.device)).float().cpu()
             return result
 
         return self._map(suffix, images, cache, n_jobs)
@@ -121,7 +121,7 @@ def assemble_net(
     """Build the net with a new head and the pretrained suffix."""
     suffix = backbone.suffix(depth, pooling)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(plan.seed)
+        torch.default_generator.manual_seed(plan.seed)
         module = make_head(head.head, head.in_features, head.n_classes, head.dropout)
     if plan.full_batch and head.head == "linear":
         for parameter in module.parameters():  # a convex problem needs no random start

@@ -11,7 +11,6 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import fields
-from itertools import chain
 from types import FunctionType
 from typing import Any
 
@@ -29,6 +28,7 @@ from .backbones import Backbone, rebuild_backbone
 from .backbones.registry import Architecture
 from .hardware import restore_device, restore_precision
 from .model import HeadShape, Model, assemble_net
+from .prefix import named_tensors
 from .preprocessing import Recipe
 from .training import TrainingPlan
 
@@ -124,19 +124,6 @@ def store_weights(module: nn.Module, given: dict[str, Tensor]) -> Stored:
         if foreign:
             stored["dtypes"][name] = str(tensor.dtype).removeprefix("torch.")
     return stored
-
-
-def named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers, also those that a state dict leaves out.
-
-    A network that a callable makes may draw such a buffer at random.
-    """
-    return dict(
-        chain(
-            module.named_parameters(remove_duplicate=False),
-            module.named_buffers(remove_duplicate=False),
-        )
-    )
 
 
 def _to_array(tensor: Tensor) -> tuple[np.ndarray[Any, Any], bool]:
@@ -251,7 +238,7 @@ def restore_backbone(stored: Stored, seed: int) -> Backbone:
     check_format(stored["format"])
     settings = stored["architecture"] | {"source": unpack(stored["architecture"]["source"])}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return rebuild_backbone(Architecture(**settings), Recipe(**stored["recipe"]))
 
 

@@ -7,6 +7,7 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 
 import torch
 import xxhash
@@ -214,6 +215,19 @@ def _shared(
     return kept[name]
 
 
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers, also those that a state dict leaves out.
+
+    A network that a callable makes may draw such a buffer at random.
+    """
+    return dict(
+        chain(
+            module.named_parameters(remove_duplicate=False),
+            module.named_buffers(remove_duplicate=False),
+        )
+    )
+
+
 def _fingerprint(module: nn.Module, recipe: Recipe, precision: str, device: torch.device) -> bytes:
     """Hash code, settings and weights, and what else changes the numbers."""
     hasher = xxhash.xxh3_128()
@@ -225,7 +239,7 @@ def _fingerprint(module: nn.Module, recipe: Recipe, precision: str, device: torc
     for name, part in module.named_modules():
         code = part.code if isinstance(part, fx.GraphModule) else ""
         add(name, type(part).__qualname__, code, part.extra_repr(), sorted(_settings(part).items()))
-    for name, tensor in module.state_dict().items():
+    for name, tensor in named_tensors(module).items():
         add(name, tensor.dtype, tuple(tensor.shape))
         hasher.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return hasher.digest()

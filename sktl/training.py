@@ -265,7 +265,8 @@ class _RowLoss(nn.Module):
 
     def __init__(self, criterion: Any = "cross_entropy", label_smoothing: float = 0.0) -> None:
         super().__init__()
-        self.criterion = criterion
+        # skorch moves it to the net's device, and the user's own stays where it is.
+        self.criterion = copy.deepcopy(criterion)
         self.label_smoothing = label_smoothing
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -386,6 +387,10 @@ class SuffixNet(skorch.NeuralNetClassifier):
         return loss
 
 
+def _softmax(logits: Tensor) -> Tensor:
+    return F.softmax(logits, dim=1)
+
+
 def make_net(
     suffix: nn.Module, head: nn.Module, plan: TrainingPlan, device: torch.device, callbacks: Any
 ) -> SuffixNet:
@@ -399,10 +404,11 @@ def make_net(
         criterion__criterion=plan.criterion,
         criterion__label_smoothing=plan.label_smoothing,
         train_split=None,
+        predict_nonlinearity=_softmax,
         max_epochs=1 if plan.full_batch else plan.max_epochs,
         batch_size=-1 if plan.full_batch else plan.batch_size,
         iterator_valid__batch_size=_predict_batch(suffix),
-        device=str(device),
+        device="cpu" if plan.full_batch and device.type == "mps" else str(device),  # no float64
         callbacks=callbacks,
         verbose=plan.verbose,
         backbone_lr=plan.backbone_lr,
@@ -474,7 +480,8 @@ def train(
         features = features.to(dtype)
     rows = FeatureRows(features, torch.as_tensor(labels), normalised)
     with torch.random.fork_rng(devices=_cuda_devices(net.device)):
-        torch.manual_seed(net.seed)
+        seed = torch.manual_seed if "cuda" in net.device else torch.default_generator.manual_seed
+        seed(net.seed)
         _run_epochs(net, rows)
     net.check_result()
     _warn_unless_converged(net)

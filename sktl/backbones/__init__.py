@@ -212,7 +212,10 @@ def _load(
     pretrained = source.read is not None
     architecture = Architecture(backbone, source.recipe.crop, transform_input=pretrained)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch.seed() if seed is None else seed)
+        if seed is None:
+            torch.default_generator.seed()
+        else:
+            torch.default_generator.manual_seed(seed)
         network = architecture.build(initialise=not pretrained)
     recipe = source.recipe
     if not isinstance(backbone, str) and (own := recipe_of_module(network)) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -127,6 +128,15 @@ def _copy_to_cpu(module: nn.Module) -> nn.Module:
 
 
 def _call(factory: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        inspect.signature(factory).bind()
+    except TypeError as error:
+        raise TypeError(
+            f"backbone={factory!r} must be callable without arguments ({error}); wrap it in a "
+            "function or functools.partial that needs none."
+        ) from error
+    except ValueError:  # some built-in callables have no signature
+        pass
     module = factory()
     if not isinstance(module, nn.Module):
         raise TypeError(
