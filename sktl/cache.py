@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from torch import Tensor
 from .hardware import physical_memory
 
 _FILE = "sktl-features-1.sqlite"
+_PATIENCE = 60.0  # seconds to wait for another process's transaction
 _PER_QUERY = 500  # SQLite allows 999 variables a statement
 
 
@@ -102,18 +104,30 @@ class DirectoryCache:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / _FILE
         try:
-            with self._connect() as connection:
-                connection.execute("PRAGMA journal_mode=WAL")
-                connection.execute(
-                    "CREATE TABLE IF NOT EXISTS rows (key BLOB PRIMARY KEY, dtype TEXT,"
-                    " shape TEXT, checksum BLOB, data BLOB) WITHOUT ROWID"
-                )
+            self._set_up()
         except sqlite3.Error as error:
             raise OSError(f"{self.path}: {error}") from error
 
+    def _set_up(self) -> None:
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                with self._connect() as connection:
+                    connection.execute("PRAGMA journal_mode=WAL")
+                    connection.execute(
+                        "CREATE TABLE IF NOT EXISTS rows (key BLOB PRIMARY KEY, dtype TEXT,"
+                        " shape TEXT, checksum BLOB, data BLOB) WITHOUT ROWID"
+                    )
+                return
+            except sqlite3.OperationalError as error:
+                # SQLite doesn't wait while another process changes the journal's mode.
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+
     def _connect(self) -> sqlite3.Connection:
         # A connection of its own for each call: none is carried through fork or to a thread.
-        return sqlite3.connect(self.path, timeout=60)
+        return sqlite3.connect(self.path, timeout=_PATIENCE)
 
     def get(self, keys: Sequence[bytes]) -> list[Tensor | None]:
         """See :class:`FeatureCache`."""

@@ -14,11 +14,13 @@ import skorch
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
-from skorch.callbacks import EarlyStopping, EpochTimer, PassthroughScoring, PrintLog
-from skorch.utils import FirstStepAccumulator
+from skorch.callbacks import Callback, EarlyStopping, EpochTimer, PassthroughScoring, PrintLog
+from skorch.utils import FirstStepAccumulator, to_device
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
+
+from . import logistic
 
 Head = str | tuple[int, ...] | Callable[[int, int], nn.Module]
 
@@ -35,6 +37,7 @@ _BACKBONE_SHARE = 0.1
 _MIN_MOMENTUM = 0.1  # torch's default for batch norm
 _MAX_EPOCHS = {"lbfgs": 1000}
 _OTHER_MAX_EPOCHS = 20
+_BATCH_EVENTS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
 _PREDICT_BATCH = {"rows": 4096, "maps": 64}
 
 
@@ -312,6 +315,19 @@ class SuffixNet(skorch.NeuralNetClassifier):
         return bool(self.batch_size < 0)
 
     @property
+    def logistic(self) -> bool:
+        """Whether training is logistic regression on the features, with a known way to its end."""
+        module = self.module_
+        bare = not any(True for _ in module.suffix.parameters())
+        return (
+            self.full_batch
+            and bare
+            and _is_linear(module.head)
+            and self.criterion_.criterion == "cross_entropy"
+            and self.lr == _DEFAULT_LR["lbfgs"]
+        )
+
+    @property
     def _default_callbacks(self) -> list[tuple[str, Any]]:
         log = [("print_log", PrintLog())] if self.verbose else []
         loss = PassthroughScoring(name="train_loss", on_train=True)
@@ -370,6 +386,63 @@ class SuffixNet(skorch.NeuralNetClassifier):
             "smaller lr."
         )
 
+    def run_single_epoch(
+        self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any
+    ) -> None:
+        """Run an epoch; where nobody watches single batches, without telling of them."""
+        if self.full_batch or not training or self._is_watched():
+            super().run_single_epoch(iterator, training, prefix, step_fn, **fit_params)
+            return
+        self.module_.train()
+        self.criterion_.train()
+        parameters = list(self.module_.parameters())
+        total, n_rows, n_batches = torch.zeros((), device=self.device), 0, 0
+        for features, target in iterator:
+            for parameter in parameters:
+                parameter.grad = None
+            logits = self.module_(features.to(self.device, non_blocking=True))
+            loss = self.get_loss(logits, target, training=True)
+            loss.backward()
+            self.optimizer_.step()
+            total += loss.detach() * len(features)
+            n_rows += len(features)
+            n_batches += 1
+        self.history.new_batch()
+        self.history.record_batch(f"{prefix}_loss", float(total) / n_rows)
+        self.history.record_batch(f"{prefix}_batch_size", n_rows)
+        self.history.record(f"{prefix}_batch_count", n_batches)
+
+    def _is_watched(self) -> bool:
+        """Whether a callback wants to know of batches or gradients."""
+        return any(
+            getattr(type(callback), event) is not getattr(Callback, event)
+            for _, callback in self.callbacks_
+            for event in _BATCH_EVENTS
+        )
+
+    def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """Take one step; in logistic regression, the only one."""
+        if not self.logistic:
+            step: dict[str, Any] = super().train_step(batch, **fit_params)
+            return step
+        features, (labels, weights) = (to_device(part, self.device) for part in batch)
+        linear = self.module_.head[0]
+        solution = logistic.solve(
+            self.module_.suffix(features),
+            labels,
+            weights,
+            linear.out_features,
+            weight_decay=self.weight_decay,
+            label_smoothing=self.criterion_.label_smoothing,
+            max_iter=self.optimizer__max_iter,
+        )
+        with torch.no_grad():
+            linear.weight.copy_(solution.weight)
+            linear.bias.copy_(solution.bias)
+            logits = linear(features.to(linear.weight.dtype))
+        self.n_steps_ = solution.n_iter
+        return {"loss": torch.tensor(solution.loss), "y_pred": logits}
+
     def get_train_step_accumulator(self) -> FirstStepAccumulator:
         """Of the evaluations that a full-batch step makes, the last tells its result."""
         return _LastStepAccumulator() if self.full_batch else FirstStepAccumulator()
@@ -385,6 +458,11 @@ class SuffixNet(skorch.NeuralNetClassifier):
             squares = [p.square().sum() for p in self.module_.parameters() if p.ndim > 1]
             loss = loss + 0.5 * self.weight_decay * sum(squares)
         return loss
+
+
+def _is_linear(head: nn.Module) -> bool:
+    """Whether :func:`make_head` made one linear layer and nothing else."""
+    return type(head) is nn.Sequential and len(head) == 1 and type(head[0]) is nn.Linear
 
 
 def _softmax(logits: Tensor) -> Tensor:
@@ -450,6 +528,8 @@ def _optimizer_settings(plan: TrainingPlan) -> dict[str, Any]:
         }
     if kind is torch.optim.SGD:
         settings["optimizer__momentum"] = 0.9
+    if kind in OPTIMIZERS.values():
+        settings["optimizer__fused"] = True  # one kernel for all weights
     return settings
 
 
@@ -522,6 +602,8 @@ def n_iterations(net: SuffixNet) -> int:
     """Number of epochs, or of iterations of a full-batch method."""
     if not net.full_batch:
         return len(net.history)
+    if hasattr(net, "n_steps_"):
+        return int(net.n_steps_)
     state = net.optimizer_.state[net.optimizer_.param_groups[0]["params"][0]]
     return int(state.get("n_iter", 0))
 

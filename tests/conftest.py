@@ -1,13 +1,23 @@
 """Pictures and settings that several test modules share."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
 STAMPS = Path(__file__).parents[2] / "shared" / "data" / "stamps"
+
+
+def pytest_configure():
+    """Share the cores among the processes that run tests, and those that they start."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)
 
 
 def pytest_collection_modifyitems(items):
@@ -27,6 +37,20 @@ def photographs():
                 crops.append(photograph[top : top + 240, left : left + 240])
                 labels.append(label)
     return np.stack(crops), np.array(labels)
+
+
+@pytest.fixture
+def save_photographs(photographs):
+    """Function that makes a folder of JPEGs, a subfolder a class."""
+
+    def save(folder):
+        for i, (photograph, label) in enumerate(zip(*photographs, strict=True)):
+            file = folder / f"kind{label}" / f"{i}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(photograph).save(file)
+        return folder
+
+    return save
 
 
 @pytest.fixture(scope="session")

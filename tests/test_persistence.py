@@ -237,7 +237,16 @@ def test_a_loaded_classifier_predicts_bitwise_the_same(name, X, y):
         features(DataDependentNet()),
         features(make_random_buffer_net),
     ],
-    ids=repr,
+    ids=[
+        "embedded",
+        "an inner stage",
+        "flattened",
+        "bfloat16",
+        "by name",
+        "module",
+        "untraceable",
+        "callable",
+    ],
 )
 def test_loaded_features_are_bitwise_the_same(estimator, X):
     fitted = clone(estimator).fit(X)

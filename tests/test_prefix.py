@@ -155,7 +155,7 @@ def test_more_threads_give_the_same_features(prefix, photographs):
 
 def test_a_search_computes_each_image_once(digits):
     X, y = digits
-    clf = PretrainedImageClassifier(image_size=33, random_state=0)
+    clf = PretrainedImageClassifier(image_size=33, precision="float32", random_state=0)
     shared = freeze_stage(clf._load_backbone(), None, "auto", "float32", CPU)
     search = GridSearchCV(clf, {"weight_decay": [1e-2, 1e-3, 1e-4]}, cv=4)
     search.fit(X, y)

@@ -15,14 +15,9 @@ def blocks(language):
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch, photographs):
+def folder(tmp_path, monkeypatch, save_photographs):
     """Where the README's code runs; with the pictures that it speaks of."""
-    from PIL import Image
-
-    for i, (photograph, label) in enumerate(zip(*photographs, strict=True)):
-        file = tmp_path / "path" / "to" / "pictures" / f"kind{label}" / f"{i}.jpg"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(photograph).save(file)
+    save_photographs(tmp_path / "path" / "to" / "pictures")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
