@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from numbers import Integral
 from typing import Any
@@ -24,6 +25,7 @@ from .cache import FeatureCache, open_cache
 from .hardware import PRECISIONS, choose_device, choose_precision
 from .images import ImageFormat, Images, kind_of, learn_format, open_images
 from .persistence import InconsistentVersionWarning, Packer, to_settings, unpack
+from .prefix import recall_stages, remember_stages
 
 
 class ImageEstimator(BaseEstimator):
@@ -58,7 +60,12 @@ class ImageEstimator(BaseEstimator):
         return open_images(X, self._format)
 
     def _load_backbone(self, seed: int | None = None) -> Backbone:
-        return load_backbone(self.backbone, self.weights, self.image_size, seed)
+        cache = self._cache()
+        backbone = load_backbone(
+            self.backbone, self.weights, self.image_size, seed, partial(recall_stages, cache)
+        )
+        remember_stages(cache, backbone)
+        return backbone
 
     def _choose_hardware(self) -> tuple[torch.device, str]:
         device = choose_device(self.device)

@@ -8,12 +8,15 @@ shuffled or a cloned fit are found again, and anything that changes the numbers 
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
+import tempfile
 import threading
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
@@ -24,9 +27,12 @@ from torch import Tensor
 
 from .hardware import physical_memory
 
-_FILE = "sktl-features-1.sqlite"
-_PATIENCE = 60.0  # seconds to wait for another process's transaction
+_FILE = "sktl-features-2.sqlite"
+_PAGE = 16384  # bytes; SQLite is fastest here with rows of 1 KB as with rows of 400 KB
 _PER_QUERY = 500  # SQLite allows 999 variables a statement
+_PATIENCE = 60.0  # seconds to wait for another process's transaction
+_SHARE_KEPT = 0.9  # of a full cache, when the oldest rows make room
+_DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.uint8)}
 
 
 class FeatureCache(Protocol):
@@ -40,83 +46,124 @@ class FeatureCache(Protocol):
 
 
 class MemoryCache:
-    """Rows in this process's memory; the least recently used ones make room.
+    """Rows in this process's memory; the least recently used make room.
 
     Parameters
     ----------
     max_bytes : int
-        Bound on the bytes of all rows together.
+    spill : callable or None, default=None
+        Opens a cache for the rows that had to make room. It is called when the first one has to;
+        an OSError leaves the cache without.
+
+    Attributes
+    ----------
+    n_bytes : int
+        Bytes that the rows in memory take.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, spill: Callable[[], FeatureCache] | None = None) -> None:
         self.max_bytes = max_bytes
         self.n_bytes = 0
         self._rows: OrderedDict[bytes, Tensor] = OrderedDict()
         self._lock = threading.Lock()
+        self._open_spill = spill
+        self._spill: FeatureCache | None = None
 
     def get(self, keys: Sequence[bytes]) -> list[Tensor | None]:
         """See :class:`FeatureCache`."""
+        found: list[Tensor | None] = []
         with self._lock:
-            found = []
             for key in keys:
                 row = self._rows.get(key)
                 if row is not None:
                     self._rows.move_to_end(key)
                 found.append(row)
-            return found
+        if self._spill is not None:
+            places = [i for i, row in enumerate(found) if row is None]
+            for i, row in zip(places, self._spill.get([keys[i] for i in places]), strict=True):
+                found[i] = row
+        return found
 
     def put(self, keys: Sequence[bytes], rows: Tensor) -> None:
         """See :class:`FeatureCache`."""
+        evicted: list[tuple[bytes, Tensor]] = []
         with self._lock:
             for key, row in zip(keys, rows, strict=True):
                 if key not in self._rows:
                     self._rows[key] = row.clone()  # a view would keep the whole batch alive
                     self.n_bytes += row.nbytes
-            while self.n_bytes > self.max_bytes:
-                self.n_bytes -= self._rows.popitem(last=False)[1].nbytes
+            if self.n_bytes > self.max_bytes:
+                # Some more than must go, so that rows go to disk by the batch.
+                goal = self.max_bytes * (1.0 if self._open_spill is None else _SHARE_KEPT)
+                while self.n_bytes > goal:
+                    evicted.append(self._rows.popitem(last=False))
+                    self.n_bytes -= evicted[-1][1].nbytes
+        self._keep_elsewhere(evicted)
+
+    def _keep_elsewhere(self, evicted: list[tuple[bytes, Tensor]]) -> None:
+        if evicted and self._spill is None and self._open_spill is not None:
+            try:
+                self._spill = self._open_spill()
+            except OSError:
+                self._open_spill = None
+        if self._spill is not None:
+            for key, row in evicted:
+                self._spill.put([key], row[None])
 
     def clear(self) -> None:
         """Forget all rows."""
         with self._lock:
             self._rows.clear()
             self.n_bytes = 0
+            self._spill = None
 
 
 class DirectoryCache:
     """Rows in an SQLite file that processes share and that survives them.
 
     A write is one transaction, so a killed process loses the batch in flight and nothing
-    else. Each row has a checksum; a damaged one counts as missing.
+    else. Each row has a checksum; a damaged one counts as missing. A directory that can't be
+    written is read.
 
     Parameters
     ----------
     directory : path
         Made if it doesn't exist.
+    max_bytes : int or None, default=None
+        Beyond it the oldest rows make room for new ones. None is what the rows take now, and
+        half of what is free on the disk.
 
     Raises
     ------
     OSError
-        If nothing can be kept there.
+        If nothing can be kept there and nothing is.
     """
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    def __init__(self, directory: str | os.PathLike[str], max_bytes: int | None = None) -> None:
         folder = Path(directory).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / _FILE
+        self._read_only = False
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             self._set_up()
-        except sqlite3.Error as error:
-            raise OSError(f"{self.path}: {error}") from error
+        except (sqlite3.Error, PermissionError) as error:
+            self._read_only = True
+            if not self._is_readable():
+                raise OSError(f"{self.path}: {error}") from error
+        if max_bytes is None:
+            max_bytes = self.path.stat().st_size + shutil.disk_usage(folder).free // 2
+        self.max_bytes = max_bytes
 
     def _set_up(self) -> None:
         deadline = time.monotonic() + _PATIENCE
         while True:
             try:
-                with self._connect() as connection:
+                with closing(self._connect()) as connection, connection:
+                    connection.execute(f"PRAGMA page_size={_PAGE}")
                     connection.execute("PRAGMA journal_mode=WAL")
                     connection.execute(
-                        "CREATE TABLE IF NOT EXISTS rows (key BLOB PRIMARY KEY, dtype TEXT,"
-                        " shape TEXT, checksum BLOB, data BLOB) WITHOUT ROWID"
+                        "CREATE TABLE IF NOT EXISTS rows (id INTEGER PRIMARY KEY,"
+                        " key BLOB UNIQUE, dtype TEXT, shape TEXT, checksum BLOB, data BLOB)"
                     )
                 return
             except sqlite3.OperationalError as error:
@@ -125,15 +172,28 @@ class DirectoryCache:
                     raise
                 time.sleep(0.01)
 
+    def _is_readable(self) -> bool:
+        try:
+            with closing(self._connect()) as connection, connection:
+                connection.execute("SELECT key FROM rows LIMIT 1")
+        except sqlite3.Error:
+            return False
+        return True
+
     def _connect(self) -> sqlite3.Connection:
-        # A connection of its own for each call: none is carried through fork or to a thread.
-        return sqlite3.connect(self.path, timeout=_PATIENCE)
+        # A new connection for each call: none is carried through fork or to a thread.
+        if self._read_only:
+            address = f"{self.path.absolute().as_uri()}?mode=ro&immutable=1"
+            return sqlite3.connect(address, uri=True)
+        connection = sqlite3.connect(self.path, timeout=_PATIENCE)
+        connection.execute("PRAGMA synchronous=NORMAL")  # with WAL this never damages the file
+        return connection
 
     def get(self, keys: Sequence[bytes]) -> list[Tensor | None]:
         """See :class:`FeatureCache`."""
         found: dict[bytes, Tensor] = {}
         try:
-            with self._connect() as connection:
+            with closing(self._connect()) as connection, connection:
                 for start in range(0, len(keys), _PER_QUERY):
                     part = list(keys[start : start + _PER_QUERY])
                     marks = ",".join("?" * len(part))
@@ -141,7 +201,7 @@ class DirectoryCache:
                         f"SELECT key, dtype, shape, checksum, data FROM rows WHERE key IN ({marks})"
                     )
                     for key, dtype, shape, checksum, data in connection.execute(query, part):
-                        if xxhash.xxh3_128_digest(key + data) == checksum:
+                        if _checksum(key, dtype, shape, data) == checksum:
                             found[key] = _to_row(data, dtype, shape)
         except sqlite3.Error as error:
             self._warn("read", error)
@@ -149,18 +209,43 @@ class DirectoryCache:
 
     def put(self, keys: Sequence[bytes], rows: Tensor) -> None:
         """See :class:`FeatureCache`."""
-        array = rows.numpy()
-        shape = ",".join(map(str, array.shape[1:]))
+        if self._read_only:
+            return
+        dtype, shape = str(rows.dtype), ",".join(map(str, rows.shape[1:]))
         entries = []
-        for key, row in zip(keys, array, strict=True):
-            data = row.tobytes()
-            checksum = xxhash.xxh3_128_digest(key + data)
-            entries.append((key, str(array.dtype), shape, checksum, data))
+        for key, row in zip(keys, rows.contiguous(), strict=True):
+            data = row.reshape(-1).view(torch.uint8).numpy().tobytes()
+            entries.append((key, dtype, shape, _checksum(key, dtype, shape, data), data))
         try:
-            with self._connect() as connection:
-                connection.executemany("INSERT OR REPLACE INTO rows VALUES (?,?,?,?,?)", entries)
+            with closing(self._connect()) as connection, connection:
+                connection.executemany(
+                    "INSERT OR REPLACE INTO rows (key, dtype, shape, checksum, data)"
+                    " VALUES (?,?,?,?,?)",
+                    entries,
+                )
+                self._make_room(connection)
         except sqlite3.Error as error:
             self._warn("written", error)
+
+    def _make_room(self, connection: sqlite3.Connection) -> None:
+        """Drop the oldest rows of a full cache; SQLite uses their pages again."""
+
+        def n_bytes() -> int:
+            pages, free = (
+                connection.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("page_count", "freelist_count")
+            )
+            return int((pages - free) * _PAGE)
+
+        goal = self.max_bytes
+        while n_bytes() > goal:
+            goal = int(self.max_bytes * _SHARE_KEPT)
+            dropped = connection.execute(
+                "DELETE FROM rows WHERE id IN (SELECT id FROM rows ORDER BY id LIMIT"
+                " (SELECT count(*) / 20 + 1 FROM rows))"
+            )
+            if dropped.rowcount < 1:
+                break
 
     def _warn(self, what: str, error: Exception) -> None:
         warnings.warn(
@@ -170,13 +255,28 @@ class DirectoryCache:
         )
 
 
+def _checksum(key: bytes, dtype: str, shape: str, data: bytes) -> bytes:
+    hasher = xxhash.xxh3_128(key)
+    hasher.update(f"{dtype} {shape}".encode())
+    hasher.update(data)
+    return hasher.digest()
+
+
 def _to_row(data: bytes, dtype: str, shape: str) -> Tensor:
-    array = np.frombuffer(data, dtype=dtype).copy()  # torch must not see read-only memory
-    return torch.from_numpy(array.reshape([int(n) for n in shape.split(",") if n]))
+    values = torch.frombuffer(bytearray(data), dtype=_DTYPES[dtype])
+    return values.reshape([int(n) for n in shape.split(",") if n])
+
+
+class _TemporaryCache(DirectoryCache):
+    """A directory that goes with the process."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="sktl-features-")
+        super().__init__(self._folder.name)
 
 
 # One for the process, so that clones and folds share it; a quarter of the memory at most.
-_memory_cache = MemoryCache(physical_memory() // 4)
+_memory_cache = MemoryCache(physical_memory() // 4, _TemporaryCache)
 
 
 def open_cache(cache: str | os.PathLike[str] | None) -> FeatureCache | None:
@@ -204,3 +304,25 @@ def open_cache(cache: str | os.PathLike[str] | None) -> FeatureCache | None:
             stacklevel=3,
         )
         return _memory_cache
+
+
+def empty_rows(n: int, like: Tensor) -> Tensor:
+    """Make room for n rows; on disk, in a file without a name, if they would fill the memory.
+
+    Parameters
+    ----------
+    n : int
+    like : tensor of shape (m, ...)
+
+    Returns
+    -------
+    tensor of shape (n, ...)
+        Not initialised.
+    """
+    shape = (n, *like.shape[1:])
+    n_bytes = n * like[0].nbytes
+    if n_bytes <= physical_memory() // 4:
+        return torch.empty(shape, dtype=like.dtype)
+    with tempfile.TemporaryFile(prefix="sktl-features-") as file:
+        memory = np.memmap(file, np.uint8, "w+", shape=(n_bytes,))
+    return torch.from_numpy(memory).view(like.dtype).reshape(shape)

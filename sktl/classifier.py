@@ -310,7 +310,9 @@ class PretrainedImageClassifier(ClassifierMixin, TransformerMixin, ImageEstimato
         features = features_at(backbone, prefix, images, self._cache(), self._n_jobs())
         width = pooled_width(backbone, depth, self.pooling, features)
         head = HeadShape(self.head, n_classes, self.dropout, width)
-        net = assemble_net(backbone, depth, self.pooling, head, plan, device, self.callbacks)
+        net = assemble_net(
+            backbone, depth, self.pooling, head, plan, precision, device, self.callbacks
+        )
         train(net, features, labels, weights)
         return Model(backbone, depth, self.pooling, precision, device, head, plan, net)
 

@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from .backbones import Backbone
 from .base import ImageEstimator
 from .hardware import restore_device, restore_precision
+from .images import Images
 from .persistence import Packer, restore_backbone, restore_frozen, store_backbone
 from .prefix import FrozenPrefix, freeze_stage
 
@@ -127,7 +128,7 @@ class PretrainedImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         self.stages_ = list(self._backbone.stages)
         self._prefix = self._make_prefix(self._backbone)
         # Shows that X can be read and what the width is; the cache keeps it for transform.
-        features = self._prefix.compute(images, self._cache(), self._n_jobs()).numpy()
+        features = self._features(images)
         self._n_features_out = features.shape[1]
         return features
 
@@ -161,9 +162,11 @@ class PretrainedImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         """
         check_is_fitted(self)
         images = self._open(X, reset=False)
-        features: npt.NDArray[np.float32] = self._prefix.compute(
-            images, self._cache(), self._n_jobs()
-        ).numpy()
+        return self._features(images)
+
+    def _features(self, images: Images) -> npt.NDArray[np.float32]:
+        rows = self._prefix.compute(images, self._cache(), self._n_jobs())
+        features: npt.NDArray[np.float32] = rows.float().numpy()
         return features
 
     def __sklearn_is_fitted__(self) -> bool:

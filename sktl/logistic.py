@@ -6,16 +6,20 @@ problem in coordinates in which the loss is about as curved in all directions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.optimize import minimize
+from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
 from torch.nn import functional as F
 
-_TOLERANCE = 1e-8  # of the gradient's largest component
+_NEAR = 1e-5  # largest component of the gradient from which Newton's method goes on
+_CLOSE = 1e-11  # and at which it ends
+_NEWTON_STEPS = 5
 _SMALL_GAIN = 1e-12  # of the loss in a stride: rounding lets no more be won
 _STRIDE = 30  # steps between two looks at the curvature
 
@@ -88,7 +92,7 @@ def solve(
                 "maxiter": min(_STRIDE, max_iter - n_iter),
                 "maxfun": 25 * _STRIDE,  # as many as 25 a line search
                 "maxcor": _STRIDE,
-                "gtol": _TOLERANCE,
+                "gtol": _NEAR,
                 "ftol": np.finfo(float).eps,
             },
         )
@@ -97,8 +101,28 @@ def solve(
         gain, loss = loss - float(result.fun), float(result.fun)
         if result.nit < _STRIDE or n_iter >= max_iter or gain < _SMALL_GAIN * loss:
             break
+    if n_iter < max_iter:
+        values = _polish(problem, values)
     weight, bias = problem.solution(values)
     return Solution(weight, bias, loss, n_iter)
+
+
+def _polish(problem: _Problem, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Take Newton's steps: close to the optimum the loss is too flat to be compared."""
+    gradient = problem.value_and_gradient(values)[1]
+    for _ in range(_NEWTON_STEPS):
+        size = np.abs(gradient).max()
+        if size < _CLOSE:
+            break
+        curvature = LinearOperator(
+            (problem.size, problem.size), problem.curvature_at(values), dtype=np.float64
+        )
+        step, _ = cg(curvature, gradient, rtol=1e-2, maxiter=30)
+        further = problem.value_and_gradient(values - step)[1]
+        if not np.abs(further).max() < size:
+            break
+        values, gradient = values - step, further
+    return values
 
 
 class _Problem:
@@ -124,9 +148,12 @@ class _Problem:
         self.mean = (self.shares * rows).sum(0)
         rows = rows - self.mean
         # Fewer rows than features: the weights lie in the space that the rows span.
-        self.basis, rows = _row_space(rows) if n < rows.shape[1] else (None, rows)
+        self.basis: Tensor | None = None
+        if n < rows.shape[1]:
+            self.basis, rows = _row_space(rows)
         self.rows = torch.cat([rows, torch.ones_like(rows[:, :1])], 1)  # the bias comes last
-        self.factor = torch.eye(self.rows.shape[1]).to(rows)
+        # Of the weights for `white_rows`, those for `rows` are a linear function.
+        self.plain = torch.eye(self.rows.shape[1]).to(rows)
         self.white_rows = self.rows
 
     @property
@@ -136,17 +163,18 @@ class _Problem:
 
     def whiten(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Change to coordinates in which the loss is about as curved in all directions here."""
-        weight = self._plain(self._unknowns(values))
+        weight = self.plain @ self._unknowns(values)
         proba = torch.softmax(self.rows @ weight, 1)
         curved = (proba * (1 - proba)).mean(1, keepdim=True) * self.shares
         curvature = (self.rows * curved).T @ self.rows
         diagonal = curvature.diagonal()
         diagonal[:-1] += self.weight_decay
         diagonal += max(1e-10 * float(diagonal.mean()), 1e-30)
-        self.factor = torch.linalg.cholesky(curvature)
-        whitened = torch.linalg.solve_triangular(self.factor, self.rows.T, upper=False)
-        self.white_rows = whitened.T.contiguous()
-        return _to_numpy(self.factor.T @ weight)
+        factor = torch.linalg.cholesky(curvature)
+        identity = torch.eye(len(factor)).to(factor)
+        self.plain = torch.linalg.solve_triangular(factor, identity, upper=False).T.contiguous()
+        self.white_rows = self.rows @ self.plain
+        return _to_numpy(factor.T @ weight)
 
     def value_and_gradient(
         self, values: npt.NDArray[np.float64]
@@ -157,27 +185,39 @@ class _Problem:
         loss = -(log_proba * self.targets * self.shares).sum()
         gradient = self.white_rows.T @ ((log_proba.exp() - self.targets) * self.shares)
         if self.weight_decay:
-            weight = self._plain(unknowns)
-            weight[-1] = 0
-            loss += 0.5 * self.weight_decay * weight.square().sum()
-            penalty = torch.linalg.solve_triangular(self.factor, weight, upper=False)
-            gradient.add_(penalty, alpha=self.weight_decay)
+            penalised = self.plain[:-1] @ unknowns
+            loss += 0.5 * self.weight_decay * penalised.square().sum()
+            gradient.addmm_(self.plain[:-1].T, penalised, alpha=self.weight_decay)
         return float(loss), _to_numpy(gradient)
+
+    def curvature_at(
+        self, values: npt.NDArray[np.float64]
+    ) -> Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]:
+        """Product of the matrix of second derivatives with a vector."""
+        proba = torch.softmax(self.white_rows @ self._unknowns(values), 1)
+        rows, plain, shares = self.white_rows, self.plain[:-1], self.shares
+
+        def product(vector: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+            direction = self._unknowns(vector)
+            change = rows @ direction
+            change = proba * (change - (proba * change).sum(1, keepdim=True)) * shares
+            result = rows.T @ change
+            result.addmm_(plain.T, plain @ direction, alpha=self.weight_decay)
+            return _to_numpy(result)
+
+        return product
 
     def solution(self, values: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:
         """Weights and biases for the features as they were given."""
-        unknowns = self._plain(self._unknowns(values))
+        unknowns = self.plain @ self._unknowns(values)
         weight, bias = unknowns[:-1], unknowns[-1]
+        bias = bias - bias.mean()  # the same for all classes, it means nothing
         if self.basis is not None:
             weight = self.basis @ weight
         return weight.T.contiguous(), bias - self.mean @ weight
 
     def _unknowns(self, values: npt.NDArray[np.float64]) -> Tensor:
         return torch.from_numpy(values).to(self.rows.device).reshape(-1, self.n_classes)
-
-    def _plain(self, unknowns: Tensor) -> Tensor:
-        weight: Tensor = torch.linalg.solve_triangular(self.factor.T, unknowns, upper=True)
-        return weight
 
 
 def _to_numpy(tensor: Tensor) -> npt.NDArray[np.float64]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,11 @@ from torch import Tensor, nn
 from .backbones import Backbone, Pooling
 from .cache import FeatureCache
 from .images import Images
-from .prefix import FrozenPrefix, freeze_prefix, prepare, prepare_all
+from .inference import FrozenModule
+from .prefix import FrozenPrefix, freeze_prefix, prepare_all
 from .training import Head, SuffixNet, TrainingPlan, make_head, make_net
 
-_ROWS_IN_FLIGHT = 256
+_IN_FLIGHT = 512  # images whose features before the suffix are held at a time
 
 
 @dataclass(frozen=True)
@@ -65,35 +68,54 @@ class Model:
 
     def logits(
         self, images: Images, cache: FeatureCache | None, n_jobs: int
-    ) -> npt.NDArray[np.float64]:
+    ) -> npt.NDArray[np.floating[Any]]:
         """Compute logits of shape (n, n_classes)."""
-        return self._map(self.net.forward, images, cache, n_jobs)
+        head = self.net.module_.head.eval()
+        weight = next(head.parameters(), torch.empty(0))
+        with torch.inference_mode():
+            parts = [
+                head(features.to(weight.device, weight.dtype)).cpu()
+                for features in self._pooled(images, cache, n_jobs)
+            ]
+        result: npt.NDArray[np.floating[Any]] = torch.cat(parts).numpy()
+        return result
 
     def pooled(
         self, images: Images, cache: FeatureCache | None, n_jobs: int
     ) -> npt.NDArray[np.float32]:
         """Compute what the head reads, of shape (n, in_features)."""
+        parts = [features.float() for features in self._pooled(images, cache, n_jobs)]
+        result: npt.NDArray[np.float32] = torch.cat(parts).numpy()
+        return result
 
-        def suffix(features: Tensor) -> Tensor:
-            with torch.inference_mode():
-                part: nn.Module = self.net.module_.suffix.eval()
-                result: Tensor = part(features.to(self.net.device)).float().cpu()
-            return result
+    def _pooled(self, images: Images, cache: FeatureCache | None, n_jobs: int) -> Iterator[Tensor]:
+        if self.prefix is not None and self.depth == len(self.backbone.stages):
+            yield self.prefix.compute(images, cache, n_jobs)
+            return
+        for start in range(0, len(images), _IN_FLIGHT):
+            block = range(start, min(start + _IN_FLIGHT, len(images)))
+            yield self._suffix_of(images, block, cache, n_jobs)
 
-        return self._map(suffix, images, cache, n_jobs)
+    def _suffix_of(
+        self, images: Images, block: range, cache: FeatureCache | None, n_jobs: int
+    ) -> Tensor:
+        if self.prefix is None:
+            recipe = self.backbone.recipe
 
-    def _map(
-        self, function: Any, images: Images, cache: FeatureCache | None, n_jobs: int
-    ) -> npt.NDArray[Any]:
-        if self.prefix is not None:
-            return _to_numpy(function(self.prefix.compute(images, cache, n_jobs)))
-        batches = prepare(images, self.backbone.recipe, range(len(images)), n_jobs, _ROWS_IN_FLIGHT)
-        return np.concatenate([_to_numpy(function(batch)) for _, batch in batches])
+            def load(places: Sequence[int]) -> Tensor:
+                return recipe.apply(images.batch([block[i] for i in places]))
+        else:
+            features = self.prefix.compute(images, cache, n_jobs, block)
 
+            def load(places: Sequence[int]) -> Tensor:
+                return features[torch.as_tensor(places)]
 
-def _to_numpy(tensor: Tensor) -> npt.NDArray[Any]:
-    result: npt.NDArray[Any] = tensor.detach().cpu().numpy()
-    return result
+        return torch.cat([rows for _, rows in self.suffix.map(load, range(len(block)), n_jobs)])
+
+    @cached_property
+    def suffix(self) -> FrozenModule:
+        """The trained suffix, which is as fixed as the prefix now."""
+        return FrozenModule(self.net.module_.suffix, self.precision, self.device)
 
 
 def features_at(
@@ -103,7 +125,7 @@ def features_at(
     cache: FeatureCache | None,
     n_jobs: int,
 ) -> Tensor:
-    """Features that training starts from; with nothing frozen, the uint8 images."""
+    """Features that training starts from, as the prefix gives them, or the uint8 images."""
     if prefix is None:
         return prepare_all(images, backbone.recipe, n_jobs)
     return prefix.compute(images, cache, n_jobs)
@@ -115,6 +137,7 @@ def assemble_net(
     pooling: Pooling,
     head: HeadShape,
     plan: TrainingPlan,
+    precision: str,
     device: torch.device,
     callbacks: Any = None,
 ) -> SuffixNet:
@@ -126,7 +149,7 @@ def assemble_net(
     if plan.full_batch and head.head == "linear":
         for parameter in module.parameters():  # a convex problem needs no random start
             nn.init.zeros_(parameter)
-    return make_net(suffix, module, plan, device, callbacks)
+    return make_net(suffix, module, plan, precision, device, callbacks)
 
 
 def pooled_width(backbone: Backbone, depth: int, pooling: Pooling, features: Tensor) -> int:
@@ -134,4 +157,5 @@ def pooled_width(backbone: Backbone, depth: int, pooling: Pooling, features: Ten
     if depth == len(backbone.stages):
         return int(features.shape[1])
     with torch.inference_mode():
-        return int(backbone.suffix(depth, pooling).eval()(features[:1]).shape[1])
+        first = features[:1].float() if features.is_floating_point() else features[:1]
+        return int(backbone.suffix(depth, pooling).eval()(first).shape[1])

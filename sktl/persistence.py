@@ -209,6 +209,7 @@ def store_backbone(backbone: Backbone, frozen: nn.Module, pack: Pack) -> Stored:
         "format": FORMAT,
         "architecture": architecture,
         "recipe": to_settings(backbone.recipe),
+        "identity": backbone.identity,
         "frozen": store_weights(frozen, _given_tensors(source)),
     }
 
@@ -239,7 +240,9 @@ def restore_backbone(stored: Stored, seed: int) -> Backbone:
     settings = stored["architecture"] | {"source": unpack(stored["architecture"]["source"])}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return rebuild_backbone(Architecture(**settings), Recipe(**stored["recipe"]))
+        return rebuild_backbone(
+            Architecture(**settings), Recipe(**stored["recipe"]), stored["identity"]
+        )
 
 
 def restore_frozen(backbone: Backbone, frozen: nn.Module, stored: Stored) -> None:
@@ -287,7 +290,7 @@ def restore_model(stored: Stored) -> Model:
     precision = restore_precision(stored["asked_precision"], stored["precision"], device)
     depth, pooling = stored["depth"], stored["pooling"]
     restore_frozen(backbone, backbone.prefix(depth, pooling), stored)
-    net = assemble_net(backbone, depth, pooling, head, plan, device)
+    net = assemble_net(backbone, depth, pooling, head, plan, precision, device)
     restore_weights(net.module_, stored["trained"], _given_tensors(backbone.architecture.source))
     for row in stored["history"]:
         net.history.new_epoch()

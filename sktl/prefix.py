@@ -1,27 +1,25 @@
-"""Running a frozen prefix over images, each image once."""
+"""What a frozen prefix makes of images: each image once."""
 
 from __future__ import annotations
 
-import copy
+import json
 import weakref
-from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from itertools import chain
 
 import torch
 import xxhash
 from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .backbones import Backbone, Pooling
-from .cache import FeatureCache
-from .hardware import PRECISIONS
+from .cache import FeatureCache, empty_rows
 from .images import Images
+from .inference import FrozenModule, ahead
 from .preprocessing import Recipe
 
-# Large enough to fill the cores, small enough for activations to stay near them.
-_BATCH = {"cpu": 32, "cuda": 256, "mps": 64}
+_PER_LOOKUP = 64  # rows that are looked for, or held, at a time
+_PREPARED = 32  # images a thread prepares at a time
 
 
 class FrozenPrefix:
@@ -29,145 +27,223 @@ class FrozenPrefix:
 
     Parameters
     ----------
-    recipe : Recipe
-        How images are prepared.
-    module : torch.nn.Module
-        From uint8 images to features, in evaluation mode. It isn't changed.
+    backbone : Backbone
+    stage : int or None
+        The last stage, or None for what the classifier reads.
+    pooling : {"auto", "avg", "flatten"} or None
+        None leaves a stage's output as it is.
     precision : {"float32", "bfloat16"}
     device : torch.device
 
     Attributes
     ----------
-    key : bytes
-        Hash of all that its output depends on, other than the image.
     n_images : int
         How many images it was run on.
     """
 
     def __init__(
-        self, recipe: Recipe, module: nn.Module, precision: str, device: torch.device
+        self,
+        backbone: Backbone,
+        stage: int | None,
+        pooling: Pooling | None,
+        precision: str,
+        device: torch.device,
     ) -> None:
-        self.recipe = recipe
+        self._reference = weakref.ref(backbone)  # which the table of prefixes must not keep alive
+        self.recipe = backbone.recipe
+        self.stage = stage
+        self.pooling = pooling
+        self.precision = precision
         self.device = device
         self.n_images = 0
-        self.key = _fingerprint(module, recipe, precision, device)
-        self._module = _fused(module).to(device, PRECISIONS[precision])
-        self._module = self._module.to(memory_format=torch.channels_last)
 
-    @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Tensor:
-        """Compute features.
+    @property
+    def _backbone(self) -> Backbone:
+        backbone = self._reference()
+        if backbone is None:
+            raise RuntimeError("A frozen prefix was used after its backbone was gone.")
+        return backbone
 
-        Parameters
-        ----------
-        images : uint8 tensor of shape (n, 3, h, w)
+    @cached_property
+    def key(self) -> bytes:
+        """Hash of all that the features depend on, other than the image."""
+        environment = (self.precision, torch.__version__, self.device.type)
+        hardware = torch.backends.cpu.get_cpu_capability()
+        if self._backbone.identity is not None:
+            place = (self._backbone.identity, self.stage, self.pooling)
+            return xxhash.xxh3_128_digest(repr((place, environment, hardware)).encode())
+        return _fingerprint(self._plain(), (self.recipe, environment, hardware))
 
-        Returns
-        -------
-        float32 tensor of shape (n, ...) on the CPU
-        """
-        self.n_images += len(images)
-        return self._run(images)
+    @cached_property
+    def module(self) -> FrozenModule:
+        """The network up to here, built when it is first needed."""
+        return FrozenModule(self._plain(), self.precision, self.device)
 
-    def _run(self, images: Tensor) -> Tensor:
-        try:
-            batch = images.to(self.device, non_blocking=True)
-            batch = batch.contiguous(memory_format=torch.channels_last)
-            features: Tensor = self._module(batch).float().cpu()
-            return features.contiguous()
-        except torch.OutOfMemoryError:
-            if len(images) == 1:
-                raise
-        torch.cuda.empty_cache()
-        half = len(images) // 2
-        return torch.cat([self._run(images[:half]), self._run(images[half:])])
+    def _plain(self) -> nn.Module:
+        return self._backbone.stage_features(self.stage, self.pooling)
 
-    def compute(self, images: Images, cache: FeatureCache | None = None, n_jobs: int = 1) -> Tensor:
-        """Compute the features of all images, or find them in the cache.
+    def compute(
+        self,
+        images: Images,
+        cache: FeatureCache | None = None,
+        n_jobs: int = 1,
+        indices: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Compute the features of images, or find them in the cache.
 
         Parameters
         ----------
         images : Images
         cache : FeatureCache or None, default=None
         n_jobs : int, default=1
-            Threads that read and prepare images while the prefix runs.
+            Threads that read and prepare images; on a CPU there is one a core at least.
+        indices : sequence of int or None, default=None
+            Which images; None is all.
 
         Returns
         -------
-        float32 tensor of shape (n_images, ...)
+        tensor of shape (n_images, ...)
+            In the number format of the prefix, on the CPU.
 
         Raises
         ------
         UnreadableImagesError
             If files can't be decoded; it names them all.
         """
-        found: list[Tensor | None] = [None] * len(images)
-        keys: list[bytes] = []
-        if cache is not None:
-            keys = [self.key + images.digest(i) for i in range(len(images))]
-            found = cache.get(keys)
-        first = _first_of_each(keys, [i for i, row in enumerate(found) if row is None])
-        missing = list(first.values()) if keys else list(range(len(images)))
-        for indices, batch in prepare(images, self.recipe, missing, n_jobs, self._batch_size):
-            rows = self(batch)
-            if cache is not None:
-                cache.put([keys[i] for i in indices], rows)
-            for i, row in zip(indices, rows, strict=True):
-                found[i] = row
-        for i, row in enumerate(found):
-            if row is None:  # an image that occurs twice was computed once
-                found[i] = found[first[keys[i]]]
-        return torch.stack([row for row in found if row is not None])
+        wanted = range(len(images)) if indices is None else indices
+        rows = _Rows(len(wanted))
+        if cache is None:
+            for batch, features in self._run(images, wanted, range(len(wanted)), n_jobs):
+                rows.put(batch, features)
+            return rows.tensor
+        digests = [images.digest(i) for i in wanted]
+        missing = self._look_up(cache, digests, rows)
+        missing = self._continue_from_shallower(cache, digests, missing, rows)
+        first = _first_of_each(digests, missing)
+        keys = [self.key + digest for digest in digests]
+        for batch, features in self._run(images, wanted, list(first.values()), n_jobs):
+            cache.put([keys[i] for i in batch], features)
+            rows.put(batch, features)
+        for i in missing:  # an image that occurs twice was computed once
+            rows.copy(first[digests[i]], i)
+        return rows.tensor
+
+    def _run(
+        self, images: Images, wanted: Sequence[int], places: Sequence[int], n_jobs: int
+    ) -> Iterator[tuple[Sequence[int], Tensor]]:
+        def load(batch: Sequence[int]) -> Tensor:
+            return self.recipe.apply(images.batch([wanted[i] for i in batch]))
+
+        for batch, features in self.module.map(load, places, n_jobs):
+            self.n_images += len(batch)
+            yield batch, features
+
+    def _look_up(self, cache: FeatureCache, digests: Sequence[bytes], rows: _Rows) -> list[int]:
+        """Take what the cache has; give the places of what it lacks."""
+        missing = []
+        for start in range(0, len(digests), _PER_LOOKUP):
+            keys = [self.key + digest for digest in digests[start : start + _PER_LOOKUP]]
+            for i, row in enumerate(cache.get(keys), start):
+                if row is None:
+                    missing.append(i)
+                else:
+                    rows.put([i], row[None])
+        return missing
+
+    def _continue_from_shallower(
+        self, cache: FeatureCache, digests: Sequence[bytes], missing: list[int], rows: _Rows
+    ) -> list[int]:
+        """Go on from features of earlier stages, where the cache has them."""
+        for prefix in self._shallower():
+            if not missing:
+                break
+            rest: list[int] = []
+            module: FrozenModule | None = None
+            for start in range(0, len(missing), _PER_LOOKUP):
+                places = missing[start : start + _PER_LOOKUP]
+                found = cache.get([prefix.key + digests[i] for i in places])
+                held = {i: row for i, row in zip(places, found, strict=True) if row is not None}
+                rest += [i for i in places if i not in held]
+                if not held:
+                    continue
+                module = module or self._continuation(prefix)
+                for batch, features in module.map(_stacked(held), list(held)):
+                    cache.put([self.key + digests[i] for i in batch], features)
+                    rows.put(batch, features)
+            missing = rest
+        return missing
+
+    def _shallower(self) -> Iterator[FrozenPrefix]:
+        """Prefixes that this one begins with, the deepest first."""
+        backbone = self._backbone
+        n_stages = len(backbone.stages)
+        depth = n_stages if self.stage is None else self.stage + (self.pooling is not None)
+        for stage in reversed(range(min(depth, n_stages - 1))):
+            name = (stage, None, self.precision, self.device)
+            # A network without a name must be cut and hashed to know its key: that costs more
+            # than it may save, unless it has been done before.
+            if backbone.identity is not None or name in _prefixes.get(backbone, {}):
+                yield _shared(backbone, *name)
+
+    def _continuation(self, prefix: FrozenPrefix) -> FrozenModule:
+        depth = 0 if prefix.stage is None else prefix.stage + 1
+        module = self._backbone.continuation(depth, self.stage, self.pooling)
+        return FrozenModule(module, self.precision, self.device)
+
+
+class _Rows:
+    """Features of some images, gathered in one tensor."""
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._tensor: Tensor | None = None
+
+    def put(self, places: Sequence[int], features: Tensor) -> None:
+        """Fill in rows."""
+        if self._tensor is None:
+            self._tensor = empty_rows(self._n, features)
+        self._tensor[torch.as_tensor(places)] = features
+
+    def copy(self, source: int, target: int) -> None:
+        """Fill in a row that equals another."""
+        self.tensor[target] = self.tensor[source]
 
     @property
-    def _batch_size(self) -> int:
-        return _BATCH[self.device.type]
+    def tensor(self) -> Tensor:
+        """All rows."""
+        if self._tensor is None:
+            raise ValueError("There are no images to compute features of.")
+        return self._tensor
 
 
-def _first_of_each(keys: Sequence[bytes], positions: Sequence[int]) -> dict[bytes, int]:
+def _stacked(rows: dict[int, Tensor]) -> Callable[[Sequence[int]], Tensor]:
+    return lambda places: torch.stack([rows[i] for i in places])
+
+
+def _first_of_each(digests: Sequence[bytes], places: Sequence[int]) -> dict[bytes, int]:
     first: dict[bytes, int] = {}
-    for i in positions if keys else ():
-        first.setdefault(keys[i], i)
+    for i in places:
+        first.setdefault(digests[i], i)
     return first
 
 
-def prepare(
-    images: Images, recipe: Recipe, indices: Sequence[int], n_jobs: int, batch_size: int
-) -> Iterator[tuple[Sequence[int], Tensor]]:
-    """Read, resize and crop images in threads, a few batches ahead of whoever uses them.
-
-    Yields
-    ------
-    indices : sequence of int
-    batch : uint8 tensor of shape (b, 3, crop, crop)
-    """
-    chunks = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
-
-    def read(chunk: Sequence[int]) -> Tensor:
-        return recipe.apply(images.batch(chunk))
-
-    with ThreadPoolExecutor(n_jobs) as pool:
-        ahead: deque[tuple[Sequence[int], Future[Tensor]]] = deque()
-        try:
-            for chunk in chunks:
-                ahead.append((chunk, pool.submit(read, chunk)))
-                if len(ahead) > n_jobs + 1:
-                    done, future = ahead.popleft()
-                    yield done, future.result()
-            while ahead:
-                done, future = ahead.popleft()
-                yield done, future.result()
-        finally:
-            for _, future in ahead:
-                future.cancel()
-
-
 def prepare_all(images: Images, recipe: Recipe, n_jobs: int) -> Tensor:
-    """Prepare all images at once: uint8 tensor of shape (n, 3, crop, crop)."""
-    out = torch.empty((len(images), 3, recipe.crop, recipe.crop), dtype=torch.uint8)
-    for indices, batch in prepare(images, recipe, range(len(images)), n_jobs, _BATCH["cpu"]):
-        out[list(indices)] = batch
-    return out
+    """Prepare all images without running a network on them.
+
+    Returns
+    -------
+    uint8 tensor of shape (n, 3, crop, crop)
+    """
+    n = len(images)
+    rows = _Rows(n)
+    batches = [range(i, min(i + _PREPARED, n)) for i in range(0, n, _PREPARED)]
+
+    def load(batch: Sequence[int]) -> Tensor:
+        return recipe.apply(images.batch(batch))
+
+    for batch, prepared in ahead(load, batches, max(n_jobs, torch.get_num_threads())):
+        rows.put(batch, prepared)
+    return rows.tensor
 
 
 # Prefixes by backbone, so that all fits of a search share one.
@@ -184,8 +260,7 @@ def freeze_prefix(
         return None
     if depth == len(backbone.stages):
         return freeze_stage(backbone, None, pooling, precision, device)
-    name = ("prefix", depth, precision, device)
-    return _shared(backbone, name, lambda: backbone.prefix(depth, pooling), precision, device)
+    return _shared(backbone, depth - 1, None, precision, device)
 
 
 def freeze_stage(
@@ -196,23 +271,41 @@ def freeze_stage(
     device: torch.device,
 ) -> FrozenPrefix:
     """Freeze a backbone up to one stage and its pooling, or up to what the classifier reads."""
-    name = ("stage", stage, pooling, precision, device)
-    return _shared(
-        backbone, name, lambda: backbone.stage_features(stage, pooling), precision, device
-    )
+    return _shared(backbone, stage, pooling, precision, device)
 
 
 def _shared(
     backbone: Backbone,
-    name: object,
-    module: Callable[[], nn.Module],
+    stage: int | None,
+    pooling: Pooling | None,
     precision: str,
     device: torch.device,
 ) -> FrozenPrefix:
     kept = _prefixes.setdefault(backbone, {})
+    name = (stage, pooling, precision, device)
     if name not in kept:
-        kept[name] = FrozenPrefix(backbone.recipe, module(), precision, device)
+        kept[name] = FrozenPrefix(backbone, stage, pooling, precision, device)
     return kept[name]
+
+
+def recall_stages(cache: FeatureCache | None, identity: bytes) -> tuple[str, ...] | None:
+    """Names of the stages of a backbone that was used with this cache before."""
+    (found,) = [None] if cache is None else cache.get([_stages_key(identity)])
+    return None if found is None else tuple(json.loads(bytes(found.tolist())))
+
+
+def remember_stages(cache: FeatureCache | None, backbone: Backbone) -> None:
+    """Keep what :func:`recall_stages` gives."""
+    if cache is None or backbone.identity is None or not backbone.is_loaded:
+        return
+    key = _stages_key(backbone.identity)
+    if cache.get([key])[0] is None:
+        text = json.dumps(backbone.stages).encode()
+        cache.put([key], torch.tensor([list(text)], dtype=torch.uint8))
+
+
+def _stages_key(identity: bytes) -> bytes:
+    return xxhash.xxh3_128_digest(identity + b"stages")
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -228,14 +321,14 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     )
 
 
-def _fingerprint(module: nn.Module, recipe: Recipe, precision: str, device: torch.device) -> bytes:
+def _fingerprint(module: nn.Module, *facts: object) -> bytes:
     """Hash code, settings and weights, and what else changes the numbers."""
     hasher = xxhash.xxh3_128()
 
     def add(*facts: object) -> None:
         hasher.update(repr(facts).encode())
 
-    add(recipe, precision, torch.__version__, device.type, torch.backends.cpu.get_cpu_capability())
+    add(*facts)
     for name, part in module.named_modules():
         code = part.code if isinstance(part, fx.GraphModule) else ""
         add(name, type(part).__qualname__, code, part.extra_repr(), sorted(_settings(part).items()))
@@ -247,36 +340,9 @@ def _fingerprint(module: nn.Module, recipe: Recipe, precision: str, device: torc
 
 def _settings(module: nn.Module) -> dict[str, object]:
     """Plain attributes, which a forward method may read."""
-    plain = (bool, int, float, str, tuple)
-    return {k: v for k, v in vars(module).items() if isinstance(v, plain) and not k.startswith("_")}
-
-
-def _fused(module: nn.Module) -> nn.Module:
-    """Copy a module with each batch norm folded into the convolution before it."""
-    if isinstance(module, fx.GraphModule):
-        return _fused_graph(module)
-    if isinstance(module, nn.Sequential):
-        return nn.Sequential(*(_fused(part) for part in module)).eval()
-
-    return copy.deepcopy(module).eval()
-
-
-def _fused_graph(module: fx.GraphModule) -> fx.GraphModule:
-
-    fused = copy.deepcopy(module).eval()
-    calls = Counter(node.target for node in fused.graph.nodes if node.op == "call_module")
-    for node in list(fused.graph.nodes):
-        source = node.args[0] if node.args else None
-        if not (isinstance(source, fx.Node) and node.op == source.op == "call_module"):
-            continue
-        path = str(source.target)
-        convolution, norm = fused.get_submodule(path), fused.get_submodule(str(node.target))
-        alone = len(source.users) == 1 and calls[source.target] == calls[node.target] == 1
-        if alone and type(convolution) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
-            parent, _, name = path.rpartition(".")
-            setattr(fused.get_submodule(parent), name, fuse_conv_bn_eval(convolution, norm))
-            node.replace_all_uses_with(source)
-            fused.graph.erase_node(node)
-    fused.delete_all_unused_submodules()
-    fused.recompile()
-    return fused
+    plain = (bool, int, float, str, tuple, list, dict)
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, plain) and not name.startswith("_")
+    }

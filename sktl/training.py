@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from . import logistic
+from .hardware import suited_threads
 
 Head = str | tuple[int, ...] | Callable[[int, int], nn.Module]
 
@@ -180,12 +182,20 @@ def _made_by(head: Callable[[int, int], nn.Module], in_features: int, n_classes:
 
 
 class SuffixAndHead(nn.Module):
-    """What trains: the stages after the freeze depth, and the head."""
+    """What trains: the stages after the freeze depth, and the head.
 
-    def __init__(self, suffix: nn.Module, head: nn.Module) -> None:
+    Parameters
+    ----------
+    suffix, head : torch.nn.Module
+    precision : {"float32", "bfloat16"}
+        Of the suffix's arithmetic; its weights are float32.
+    """
+
+    def __init__(self, suffix: nn.Module, head: nn.Module, precision: str = "float32") -> None:
         super().__init__()
-        self.suffix = suffix
+        self.suffix = suffix.to(memory_format=torch.channels_last)
         self.head = head
+        self.low_precision = precision == "bfloat16"
 
     def forward(self, features: Tensor) -> Tensor:
         """From features at the freeze depth to logits."""
@@ -194,8 +204,13 @@ class SuffixAndHead(nn.Module):
 
     def _pooled(self, features: Tensor) -> Tensor:
         weight = next(self.head.parameters(), None)
-        pooled: Tensor = self.suffix(features)
-        return pooled if weight is None else pooled.to(weight.dtype)
+        if features.dtype is torch.bfloat16 and not self.low_precision:
+            features = features.float()
+        if features.ndim == 4:
+            features = features.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=self.low_precision):
+            pooled: Tensor = self.suffix(features)
+        return pooled.to(torch.float32 if weight is None else weight.dtype)
 
 
 class FeatureRows(Dataset[tuple[Tensor, tuple[Tensor, Tensor]]]):
@@ -396,21 +411,21 @@ class SuffixNet(skorch.NeuralNetClassifier):
         self.module_.train()
         self.criterion_.train()
         parameters = list(self.module_.parameters())
-        total, n_rows, n_batches = torch.zeros((), device=self.device), 0, 0
+        losses, sizes = [], []
         for features, target in iterator:
             for parameter in parameters:
                 parameter.grad = None
             logits = self.module_(features.to(self.device, non_blocking=True))
             loss = self.get_loss(logits, target, training=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer_.step()
-            total += loss.detach() * len(features)
-            n_rows += len(features)
-            n_batches += 1
-        self.history.new_batch()
-        self.history.record_batch(f"{prefix}_loss", float(total) / n_rows)
-        self.history.record_batch(f"{prefix}_batch_size", n_rows)
-        self.history.record(f"{prefix}_batch_count", n_batches)
+            losses.append(loss.detach())
+            sizes.append(len(features))
+        for value, size in zip(torch.stack(losses).tolist(), sizes, strict=True):
+            self.history.new_batch()
+            self.history.record_batch(f"{prefix}_loss", value)
+            self.history.record_batch(f"{prefix}_batch_size", size)
+        self.history.record(f"{prefix}_batch_count", len(sizes))
 
     def _is_watched(self) -> bool:
         """Whether a callback wants to know of batches or gradients."""
@@ -470,10 +485,15 @@ def _softmax(logits: Tensor) -> Tensor:
 
 
 def make_net(
-    suffix: nn.Module, head: nn.Module, plan: TrainingPlan, device: torch.device, callbacks: Any
+    suffix: nn.Module,
+    head: nn.Module,
+    plan: TrainingPlan,
+    precision: str,
+    device: torch.device,
+    callbacks: Any = None,
 ) -> SuffixNet:
     """Set up a net that is ready to be fitted."""
-    module = SuffixAndHead(suffix, head.to(plan.dtype))
+    module = SuffixAndHead(suffix, head.to(plan.dtype), precision)
     module.requires_grad_(True)
     _quicken_statistics(suffix)
     net = SuffixNet(
@@ -562,9 +582,18 @@ def train(
     with torch.random.fork_rng(devices=_cuda_devices(net.device)):
         seed = torch.manual_seed if "cuda" in net.device else torch.default_generator.manual_seed
         seed(net.seed)
-        _run_epochs(net, rows)
+        with suited_threads(_products_in_a_step(net, rows)):
+            _run_epochs(net, rows)
     net.check_result()
     _warn_unless_converged(net)
+
+
+def _products_in_a_step(net: SuffixNet, rows: FeatureRows) -> int:
+    """Multiplications of a step on the head; with stages to train, far more than that."""
+    if any(True for _ in net.module_.suffix.parameters()):
+        return sys.maxsize
+    n = len(rows) if net.full_batch else min(net.batch_size, len(rows))
+    return n * sum(int(p.numel()) for p in net.module_.head.parameters())
 
 
 def _run_epochs(net: SuffixNet, rows: FeatureRows) -> None:

@@ -394,7 +394,8 @@ def test_no_image_and_no_feature_is_in_a_file(freeze, X, y):
     noise = np.random.default_rng(0).integers(0, 255, X.shape, dtype=np.uint8)
     fitted = classifier("shufflenet_v2_x0_5", weights=None, freeze=freeze, **settings)
     fitted.fit(noise, y)
-    seen_by_net = fitted.net_.callbacks_[2][1].X.features[0].contiguous().numpy()
+    seen_by_net = fitted.net_.callbacks_[2][1].X.features[0].contiguous()
+    seen_by_net = seen_by_net.view(torch.uint8).numpy()
     rows = [noise[0], seen_by_net, fitted.transform(noise)[0]]
     snippets = [row.tobytes()[1000:1032] for row in rows]
     assert all(snippet in pickle.dumps(rows) for snippet in snippets)

@@ -6,15 +6,17 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cached_property
+from importlib.metadata import version
 from typing import Any
 
 import torch
+import xxhash
 from torch import nn
 
 from ..preprocessing import Normalize, Recipe
 from .registry import EMBEDDED, Architecture, check_name, default_weights, list_backbones
-from .split import OpaqueNetwork, Pool, Pooling, Splitter, make_splitter, spatial_axes
+from .split import CutNetwork, OpaqueNetwork, Pool, Pooling, Splitter, make_splitter, spatial_axes
 from .weights import (
     WeightsSource,
     at_image_size,
@@ -26,6 +28,7 @@ from .weights import (
 __all__ = [
     "EMBEDDED",
     "Backbone",
+    "CutNetwork",
     "Pool",
     "Pooling",
     "default_weights",
@@ -37,29 +40,48 @@ __all__ = [
 
 # Searches fit the same backbone many times; one network in memory serves all fits.
 _KEPT = 2
-_loaded: OrderedDict[Any, Backbone] = OrderedDict()
+_loaded: OrderedDict[tuple[bytes, str], Backbone] = OrderedDict()
 _lock = threading.RLock()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Backbone:
-    """A network with its preprocessing, ready to be cut. It is never changed.
+    """A network with its preprocessing, ready to be cut. The network is never changed.
 
     Attributes
     ----------
     architecture : Architecture
     recipe : Recipe
-    splitter : Splitter
+    load : callable
+        Builds the network, gives it its weights and finds where it can be cut.
+    identity : bytes or None, default=None
+        Hash of name, weights and preprocessing, which stands for all that the network computes;
+        None if only the network itself can tell.
+    known_stages : tuple of str or None, default=None
+        Names of the stages, where they are known without loading.
     """
 
     architecture: Architecture
     recipe: Recipe
-    splitter: Splitter
+    load: Callable[[], Splitter]
+    identity: bytes | None = None
+    known_stages: tuple[str, ...] | None = None
+
+    @cached_property
+    def splitter(self) -> Splitter:
+        """The network, loaded when it is first asked for."""
+        with _lock:
+            return self.load()
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the network is in memory."""
+        return "splitter" in vars(self)
 
     @property
     def stages(self) -> tuple[str, ...]:
         """Names of the stages in forward order."""
-        return self.splitter.stages
+        return self.splitter.stages if self.known_stages is None else self.known_stages
 
     @property
     def traceable(self) -> bool:
@@ -103,10 +125,12 @@ class Backbone:
             return nn.Identity()
         if depth == len(self.stages):
             return self.stage_features(None, pooling)
-        return nn.Sequential(self._normalize(), self.splitter.prefix(depth, pooling)).eval()
+        return self.stage_features(depth - 1, None)
 
     def suffix(self, depth: int, pooling: Pooling) -> nn.Module:
         """From the features after `depth` stages (uint8 images at 0) to pooled features."""
+        if depth == len(self.stages):
+            return nn.Identity()
         suffix = self.splitter.suffix(depth, pooling)
         return suffix if depth else nn.Sequential(self._normalize(), suffix)
 
@@ -130,13 +154,33 @@ class Backbone:
             f"{list(self.stages)}."
         )
 
-    def stage_features(self, stage: int | None, pooling: Pooling) -> nn.Module:
-        """From uint8 images to the pooled output of one stage, or what the classifier reads."""
+    def stage_features(self, stage: int | None, pooling: Pooling | None) -> nn.Module:
+        """From uint8 images to the output of one stage, or pooled to what the classifier reads.
+
+        Parameters
+        ----------
+        stage : int or None
+            None is what the network itself hands to its classifier.
+        pooling : {"auto", "avg", "flatten"} or None
+            None leaves a stage's output as it is.
+        """
         if stage is None:
-            features = self.splitter.prefix(len(self.stages), pooling)
+            features = self.splitter.prefix(len(self.stages), pooling or "auto")
         else:
-            features = nn.Sequential(self.splitter.stage_features(stage), Pool(pooling))
+            features = self._pooled(self.splitter.stage_features(stage), pooling)
         return nn.Sequential(self._normalize(), features).eval()
+
+    def continuation(self, depth: int, stage: int | None, pooling: Pooling | None) -> nn.Module:
+        """From the output of `depth` stages to what :meth:`stage_features` gives."""
+        if stage is None:
+            return self.splitter.suffix(depth, pooling or "auto").eval()
+        if stage == depth - 1:
+            return self._pooled(nn.Identity(), pooling).eval()
+        return self._pooled(self.splitter.between(depth, stage), pooling).eval()
+
+    @staticmethod
+    def _pooled(features: nn.Module, pooling: Pooling | None) -> nn.Module:
+        return features if pooling is None else nn.Sequential(features, Pool(pooling))
 
     def _normalize(self) -> Normalize:
         return Normalize(self.recipe.mean, self.recipe.std)
@@ -147,6 +191,7 @@ def load_backbone(
     weights: Any = "DEFAULT",
     image_size: int | None = None,
     seed: int | None = None,
+    recall: Callable[[bytes], tuple[str, ...] | None] | None = None,
 ) -> Backbone:
     """Build a network, give it its weights and find its stages.
 
@@ -160,6 +205,9 @@ def load_backbone(
         Height and width of the images in pixels; None is what the weights were trained with.
     seed : int or None, default=None
         Seed of random weights.
+    recall : callable or None, default=None
+        Gives the names of the stages of a backbone with this `identity`, if they are known from
+        before; the network is then loaded only when it is needed.
 
     Returns
     -------
@@ -183,32 +231,46 @@ def load_backbone(
             f"{backbone!r}."
         )
     source = at_image_size(find_weights(backbone, weights), image_size)
-    key = _memo_key(backbone, source)
-    if key is None:
-        return _load(backbone, source, image_size, seed)
+    if not isinstance(backbone, str) or source.read is None:
+        return _load_now(backbone, source, image_size, seed)
+    identity = _identity(backbone, source)
+    key = (identity, source.address)
     with _lock:
-        if key not in _loaded:
-            _loaded[key] = _load(backbone, source, image_size, seed)
+        found = _loaded.get(key) or _load_later(backbone, source, identity)
+        if not found.is_loaded:
+            found.known_stages = None if recall is None else recall(identity)
+            found.known_stages = found.stages
+        _loaded[key] = found
         _loaded.move_to_end(key)
         while len(_loaded) > _KEPT:
             _loaded.popitem(last=False)
-        return _loaded[key]
+    return found
 
 
-def _memo_key(backbone: Any, source: WeightsSource) -> Any:
-    """What stays the same as long as the loaded network does; None if that can't be known."""
-    if not isinstance(backbone, str) or source.read is None:
-        return None
-    stamp = None
-    if Path(source.address).is_file():
-        status = Path(source.address).stat()
-        stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-    return backbone, source.address, source.recipe, stamp
+def _identity(backbone: str, source: WeightsSource) -> bytes:
+    versions = (version("sktl"), version("torchvision"))
+    facts = (backbone, source.recipe, source.content(), versions)
+    return xxhash.xxh3_128_digest(repr(facts).encode())
 
 
-def _load(
+def _load_later(backbone: str, source: WeightsSource, identity: bytes) -> Backbone:
+    architecture = Architecture(backbone, source.recipe.crop, transform_input=True)
+    read = source.read or dict
+
+    def load() -> Splitter:
+        if _identity(backbone, source) != identity:
+            raise OSError(f"{source.name} has changed since it was first used. Fit again.")
+        splitter = _prepare(architecture.build(initialise=False), source.recipe.crop)
+        load_weights(splitter.network, read(), splitter.classifier, source.name)
+        return splitter
+
+    return Backbone(architecture, source.recipe, load, identity)
+
+
+def _load_now(
     backbone: Any, source: WeightsSource, image_size: int | None, seed: int | None
 ) -> Backbone:
+    """Load what only the network itself can tell apart: modules, callables, random weights."""
     pretrained = source.read is not None
     architecture = Architecture(backbone, source.recipe.crop, transform_input=pretrained)
     with torch.random.fork_rng(devices=[]):
@@ -224,7 +286,15 @@ def _load(
     splitter = _prepare(network, recipe.crop)
     if source.read is not None:
         load_weights(network, source.read(), splitter.classifier, source.name)
-    return Backbone(architecture, recipe, splitter)
+    return _loaded_backbone(architecture, recipe, splitter)
+
+
+def _loaded_backbone(
+    architecture: Architecture, recipe: Recipe, splitter: Splitter, identity: bytes | None = None
+) -> Backbone:
+    backbone = Backbone(architecture, recipe, lambda: splitter, identity)
+    vars(backbone)["splitter"] = splitter
+    return backbone
 
 
 def _prepare(network: nn.Module, image_size: int) -> Splitter:
@@ -232,7 +302,10 @@ def _prepare(network: nn.Module, image_size: int) -> Splitter:
     return make_splitter(network, image_size)
 
 
-def rebuild_backbone(architecture: Architecture, recipe: Recipe) -> Backbone:
+def rebuild_backbone(
+    architecture: Architecture, recipe: Recipe, identity: bytes | None = None
+) -> Backbone:
     """Build a network of a stored model; its weights are put in afterwards."""
     network = architecture.build(initialise=False)
-    return Backbone(architecture, recipe, _prepare(network, architecture.image_size))
+    splitter = _prepare(network, architecture.image_size)
+    return _loaded_backbone(architecture, recipe, splitter, identity)

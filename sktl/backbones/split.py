@@ -22,6 +22,7 @@ class Splitter(Protocol):
     pooled features that the head reads.
     """
 
+    network: nn.Module
     stages: tuple[str, ...]
     classifier: str | None
 
@@ -33,6 +34,9 @@ class Splitter(Protocol):
 
     def stage_features(self, stage: int) -> nn.Module:
         """The network up to the end of one stage, without pooling."""
+
+    def between(self, depth: int, stage: int) -> nn.Module:
+        """The stages after `depth` of them up to the end of one, in evaluation mode."""
 
 
 class Pool(nn.Module):
@@ -72,12 +76,14 @@ class CutNetwork(nn.Module):
         # Most networks run the same code in both modes; their layers know the mode.
         self.eval_body = None if train.code == evaluation.code else evaluation
 
+    @property
+    def evaluation(self) -> fx.GraphModule:
+        """The graph for evaluation."""
+        return self.body if self.eval_body is None else self.eval_body
+
     def forward(self, features: Tensor) -> Tensor:
         """Compute what follows the cut."""
-        if self.training or self.eval_body is None:
-            result: Tensor = self.body(features)
-        else:
-            result = self.eval_body(features)
+        result: Tensor = (self.body if self.training else self.evaluation)(features)
         return result
 
 
@@ -110,6 +116,11 @@ class TracedNetwork:
     def stage_features(self, stage: int) -> nn.Module:
         """See :class:`Splitter`."""
         return self._part(None, self.anatomy.stages[stage].end)
+
+    def between(self, depth: int, stage: int) -> nn.Module:
+        """See :class:`Splitter`."""
+        stages = self.anatomy.stages
+        return self._part(stages[depth - 1].end, stages[stage].end)
 
     def cut(self, start: str | None, end: str | None) -> CutNetwork:
         """Cut out the part between two boundaries; None is the image or the logits."""
@@ -174,6 +185,10 @@ class OpaqueNetwork:
     def stage_features(self, stage: int) -> nn.Module:
         """See :class:`Splitter`."""
         return self._headless().eval()
+
+    def between(self, depth: int, stage: int) -> nn.Module:
+        """See :class:`Splitter`; there is one stage only, and nothing after it."""
+        return nn.Identity()
 
     def _headless(self) -> nn.Module:
         """The network with its classifier taken out; its other weights are shared."""

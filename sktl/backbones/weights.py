@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import pickle
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.hub
+import xxhash
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 from torchvision.models.vision_transformer import interpolate_embeddings
@@ -40,13 +42,30 @@ class WeightsSource:
     name : str
         How messages call them.
     address : str
-        Path or address of the file.
+        Path or address of the file; the embedded weights' hash.
     """
 
     recipe: Recipe
     read: Callable[[], dict[str, Tensor]] | None
     name: str
     address: str = ""
+
+    def content(self) -> str:
+        """What stands for the weights: the hash of a file, or an address that never changes."""
+        if not os.path.isfile(self.address):
+            return self.address
+        status = os.stat(self.address)
+        return _hash_file(self.address, status.st_mtime_ns, status.st_size, status.st_ino)
+
+
+@functools.lru_cache(maxsize=64)
+def _hash_file(path: str, *stamp: int) -> str:
+    """Hash a file; the stamp tells that a file seen before has changed."""
+    hasher = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            hasher.update(block)
+    return hasher.hexdigest()
 
 
 def find_weights(backbone: Any, weights: Any) -> WeightsSource:
@@ -119,7 +138,10 @@ def _embedded_source(weights: Any) -> WeightsSource:
             "or None for random weights."
         )
     return WeightsSource(
-        efficientnet_lite.RECIPE, efficientnet_lite.load_embedded_state, "IMAGENET1K"
+        efficientnet_lite.RECIPE,
+        efficientnet_lite.load_embedded_state,
+        "IMAGENET1K",
+        f"sha256:{efficientnet_lite.SHA256}",
     )
 
 
@@ -163,7 +185,12 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} can't be read as a state dict: it holds Python objects other than tensors and "
+            "plain containers, or is no file of torch's. Save module.state_dict() with torch.save."
+        ) from error
+    except (EOFError, RuntimeError, ValueError, KeyError) as error:
         raise ValueError(f"{path} can't be read as a state dict: {error}") from error
     except Exception as error:  # safetensors has an exception class of its own
         if type(error).__module__.startswith("safetensors"):

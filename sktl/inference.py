@@ -1,0 +1,185 @@
+"""Running a network that no longer changes, as fast as the hardware can."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from .backbones import CutNetwork
+from .hardware import PRECISIONS
+
+# On a CPU each thread runs batches of its own: large enough to make kernels worth their call,
+# small enough for activations to stay near the core.
+_BATCH = {"cpu": 8, "cuda": 256, "mps": 64}
+
+
+class FrozenModule:
+    """A copy of a module in evaluation mode: fused, channels-last, in low precision.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        It isn't changed.
+    precision : {"float32", "bfloat16"}
+        Floating-point inputs are brought to it, and outputs have it.
+    device : torch.device
+    """
+
+    def __init__(self, module: nn.Module, precision: str, device: torch.device) -> None:
+        self.device = device
+        self.dtype = PRECISIONS[precision]
+        self.module = _fused(module).requires_grad_(False).to(device, self.dtype)
+        self.module = self.module.to(memory_format=torch.channels_last)
+        self.batch_size = _BATCH[device.type]
+
+    @torch.inference_mode()
+    def __call__(self, batch: Tensor) -> Tensor:
+        """Run a batch; a GPU that lacks the memory gets half of it.
+
+        Parameters
+        ----------
+        batch : tensor of shape (n, ...)
+            uint8 images or features.
+
+        Returns
+        -------
+        tensor of shape (n, ...)
+            On the CPU.
+        """
+        try:
+            return self._run(batch)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+        torch.cuda.empty_cache()
+        half = len(batch) // 2
+        self.batch_size = min(self.batch_size, half)
+        return torch.cat([self(batch[:half]), self(batch[half:])])
+
+    def _run(self, batch: Tensor) -> Tensor:
+        dtype = self.dtype if batch.is_floating_point() else batch.dtype
+        batch = batch.to(self.device, dtype, non_blocking=True)
+        if batch.ndim == 4:
+            batch = batch.contiguous(memory_format=torch.channels_last)
+        output: Tensor = self.module(batch)
+        return output.cpu().contiguous()
+
+    def map(
+        self, load: Callable[[Sequence[int]], Tensor], indices: Sequence[int], n_jobs: int = 1
+    ) -> Iterator[tuple[Sequence[int], Tensor]]:
+        """Run many inputs in batches, and load the next ones meanwhile.
+
+        Parameters
+        ----------
+        load : callable
+            Gives the inputs of some indices; it is called in threads.
+        indices : sequence of int
+        n_jobs : int, default=1
+            Threads that load, at least.
+
+        Yields
+        ------
+        indices : sequence of int
+            Of one batch.
+        output : tensor of shape (len(indices), ...)
+        """
+        if self.device.type == "cpu":
+            return self._map_on_cpu(load, indices, n_jobs)
+        return self._map_on_gpu(load, indices, n_jobs)
+
+    def _map_on_cpu(
+        self, load: Callable[[Sequence[int]], Tensor], indices: Sequence[int], n_jobs: int
+    ) -> Iterator[tuple[Sequence[int], Tensor]]:
+        """Batches side by side, one a core, wait less than all cores on one batch."""
+        threads = torch.get_num_threads()
+        if len(indices) < threads:
+            if indices:
+                yield indices, self(load(indices))
+            return
+        rounds = math.ceil(len(indices) / (threads * self.batch_size))
+        batches = _split(indices, rounds * threads)
+        yield from ahead(lambda batch: self(load(batch)), batches, max(threads, n_jobs))
+
+    def _map_on_gpu(
+        self, load: Callable[[Sequence[int]], Tensor], indices: Sequence[int], n_jobs: int
+    ) -> Iterator[tuple[Sequence[int], Tensor]]:
+        def pinned(batch: Sequence[int]) -> Tensor:
+            loaded = load(batch)
+            return loaded.pin_memory() if self.device.type == "cuda" else loaded
+
+        batches = _split(indices, math.ceil(len(indices) / self.batch_size))
+        for batch, loaded in ahead(pinned, batches, n_jobs):
+            yield batch, self(loaded)
+
+
+def _split(indices: Sequence[int], n_parts: int) -> list[Sequence[int]]:
+    """Cut into parts that differ in length by one at most."""
+    bounds = [round(i * len(indices) / n_parts) for i in range(n_parts + 1)] if n_parts else []
+    return [indices[a:b] for a, b in zip(bounds, bounds[1:], strict=False) if b > a]
+
+
+def ahead(
+    work: Callable[[Sequence[int]], Tensor], batches: Sequence[Sequence[int]], n_threads: int
+) -> Iterator[tuple[Sequence[int], Tensor]]:
+    """Work on batches in threads, a few ahead of whoever takes the results, in order.
+
+    Each thread computes alone: torch starts no others below it.
+    """
+    n_before = torch.get_num_threads()
+    waiting: deque[tuple[Sequence[int], Future[Tensor]]] = deque()
+    try:
+        with ThreadPoolExecutor(
+            n_threads, initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            try:
+                for batch in batches:
+                    waiting.append((batch, pool.submit(work, batch)))
+                    if len(waiting) > n_threads + 1:
+                        done, future = waiting.popleft()
+                        yield done, future.result()
+                while waiting:
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+            finally:
+                for _, future in waiting:
+                    future.cancel()
+    finally:
+        torch.set_num_threads(n_before)  # what threads that start later begin with
+
+
+def _fused(module: nn.Module) -> nn.Module:
+    """Copy a module with each batch norm folded into the convolution before it."""
+    if isinstance(module, fx.GraphModule):
+        return _fused_graph(module)
+    if isinstance(module, CutNetwork):
+        return _fused_graph(module.evaluation)
+    if isinstance(module, nn.Sequential):
+        return nn.Sequential(*(_fused(part) for part in module)).eval()
+    return copy.deepcopy(module).eval()
+
+
+def _fused_graph(module: fx.GraphModule) -> fx.GraphModule:
+    fused = copy.deepcopy(module).eval()
+    calls = Counter(node.target for node in fused.graph.nodes if node.op == "call_module")
+    for node in list(fused.graph.nodes):
+        source = node.args[0] if node.args else None
+        if not (isinstance(source, fx.Node) and node.op == source.op == "call_module"):
+            continue
+        path = str(source.target)
+        convolution, norm = fused.get_submodule(path), fused.get_submodule(str(node.target))
+        alone = len(source.users) == 1 and calls[source.target] == calls[node.target] == 1
+        if alone and type(convolution) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
+            parent, _, name = path.rpartition(".")
+            setattr(fused.get_submodule(parent), name, fuse_conv_bn_eval(convolution, norm))
+            node.replace_all_uses_with(source)
+            fused.graph.erase_node(node)
+    fused.delete_all_unused_submodules()
+    fused.recompile()
+    return fused
