@@ -77,20 +77,21 @@ class PretrainedImageClassifier(ClassifierMixin, TransformerMixin, ImageEstimato
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, as in scikit-learn's classifiers.
     optimizer : {"auto", "lbfgs", "sgd", "adam", "adamw"} or class, default="auto"
-        "auto" solves the convex problem of a frozen backbone with a linear head by L-BFGS, on
-        all rows at once in float64, unless `lr` is given or `dropout` used; else it is "adamw".
-        A class is a subclass of :class:`torch.optim.Optimizer`.
+        "auto" is "lbfgs" for the convex problem of a frozen backbone with a linear head, unless
+        `lr` is given or `dropout` used; else it is "adamw". "lbfgs" works on all rows at once in
+        float64; a linear head's optimum it finds by Newton's method, which takes fewer passes
+        (see :mod:`sktl.logistic`). A class is a subclass of :class:`torch.optim.Optimizer`.
     lr : float or None, default=None
         Learning rate of the head. None is 1e-3, and 1e-2 for "sgd".
     backbone_lr : float or None, default=None
         Learning rate of the stages that train. None is a tenth of `lr`.
     weight_decay : float, default=1e-3
-        L2 penalty of the weights (not of biases and norms). With L-BFGS, half of it times their
+        L2 penalty of the weights (not of biases and norms). With "lbfgs", half of it times their
         squared norm is added to the mean loss; else it is the optimizer's own parameter.
     max_epochs : int or None, default=None
-        Passes over the images; for L-BFGS, the most iterations. None is 20, and 1000 for L-BFGS.
+        Passes over the images; for "lbfgs", the most iterations. None is 20, and 1000 for "lbfgs".
     batch_size : int, default=32
-        Images a training step. L-BFGS uses all.
+        Images a training step. "lbfgs" uses all.
     image_size : int or None, default=None
         Height and width in pixels at which the network sees the images. None is what its
         weights were trained with.
@@ -129,7 +130,7 @@ class PretrainedImageClassifier(ClassifierMixin, TransformerMixin, ImageEstimato
     history_ : list of dict
         A row an epoch.
     n_iter_ : int
-        Epochs run, or iterations of L-BFGS.
+        Epochs run, or iterations of "lbfgs".
     stages_ : list of str
         Names of the backbone's stages in forward order.
     freeze_ : int

@@ -18,7 +18,7 @@ from .images import Images
 from .inference import FrozenModule, ahead
 from .preprocessing import Recipe
 
-_PER_LOOKUP = 64  # rows that are looked for, or held, at a time
+_PER_LOOKUP = 128  # rows that are looked for, or held, at a time
 _PREPARED = 32  # images a thread prepares at a time
 
 
@@ -140,15 +140,15 @@ class FrozenPrefix:
 
     def _look_up(self, cache: FeatureCache, digests: Sequence[bytes], rows: _Rows) -> list[int]:
         """Take what the cache has; give the places of what it lacks."""
-        missing = []
+        missing: list[int] = []
         for start in range(0, len(digests), _PER_LOOKUP):
             keys = [self.key + digest for digest in digests[start : start + _PER_LOOKUP]]
-            for i, row in enumerate(cache.get(keys), start):
-                if row is None:
-                    missing.append(i)
-                else:
-                    rows.put([i], row[None])
-        return missing
+            found = dict(enumerate(cache.get(keys), start))
+            held = {i: row for i, row in found.items() if row is not None}
+            missing += found.keys() - held.keys()
+            if held:
+                rows.put(list(held), torch.stack(list(held.values())))
+        return sorted(missing)
 
     def _continue_from_shallower(
         self, cache: FeatureCache, digests: Sequence[bytes], missing: list[int], rows: _Rows

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ _MIN_MOMENTUM = 0.1  # torch's default for batch norm
 _MAX_EPOCHS = {"lbfgs": 1000}
 _OTHER_MAX_EPOCHS = 20
 _BATCH_EVENTS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
+_SHUFFLED_AT_ONCE = 2**26  # bytes of features that are put in an epoch's order by copying
 _PREDICT_BATCH = {"rows": 4096, "maps": 64}
 
 
@@ -237,7 +239,12 @@ class FeatureRows(Dataset[tuple[Tensor, tuple[Tensor, Tensor]]]):
 
     def __getitem__(self, index: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Rows by anything that indexes a tensor."""
-        return self.features[index], (self.labels[index], self.weights[index])
+        features, labels, weights = self.at(index)
+        return features, (labels, weights)
+
+    def at(self, index: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, labels and weights of some rows."""
+        return self.features[index], self.labels[index], self.weights[index]
 
 
 class TensorBatches:
@@ -266,9 +273,13 @@ class TensorBatches:
         n = len(self.dataset)
         whole = self.batch_size >= n
         shuffled = self.generator is not None and not whole
-        order = torch.randperm(n, generator=self.generator) if shuffled else None
+        dataset, order = self.dataset, None
+        if shuffled:
+            order = torch.randperm(n, generator=self.generator)
+            if dataset.features.nbytes <= _SHUFFLED_AT_ONCE:
+                dataset, order = FeatureRows(*dataset.at(order)), None
         for start, stop in self._bounds():
-            yield self.dataset[slice(start, stop) if order is None else order[start:stop]]
+            yield dataset[slice(start, stop) if order is None else order[start:stop]]
 
     def _bounds(self) -> list[tuple[int, int]]:
         n = len(self.dataset)
@@ -329,17 +340,12 @@ class SuffixNet(skorch.NeuralNetClassifier):
         """Whether every step sees all rows."""
         return bool(self.batch_size < 0)
 
-    @property
-    def logistic(self) -> bool:
-        """Whether training is logistic regression on the features, with a known way to its end."""
-        module = self.module_
-        bare = not any(True for _ in module.suffix.parameters())
+    def _is_logistic(self) -> bool:
+        """Whether training is logistic regression on the features."""
         return (
-            self.full_batch
-            and bare
-            and _is_linear(module.head)
+            not any(True for _ in self.module_.suffix.parameters())
+            and _is_linear(self.module_.head)
             and self.criterion_.criterion == "cross_entropy"
-            and self.lr == _DEFAULT_LR["lbfgs"]
         )
 
     @property
@@ -410,22 +416,41 @@ class SuffixNet(skorch.NeuralNetClassifier):
             return
         self.module_.train()
         self.criterion_.train()
-        parameters = list(self.module_.parameters())
+        step = self._linear_step if self._is_logistic() else self._step
         losses, sizes = [], []
-        for features, target in iterator:
-            for parameter in parameters:
-                parameter.grad = None
-            logits = self.module_(features.to(self.device, non_blocking=True))
-            loss = self.get_loss(logits, target, training=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer_.step()
-            losses.append(loss.detach())
-            sizes.append(len(features))
+        for batch in iterator:
+            losses.append(step(*to_device(batch, self.device)))
+            sizes.append(len(batch[0]))
         for value, size in zip(torch.stack(losses).tolist(), sizes, strict=True):
             self.history.new_batch()
             self.history.record_batch(f"{prefix}_loss", value)
             self.history.record_batch(f"{prefix}_batch_size", size)
         self.history.record(f"{prefix}_batch_count", len(sizes))
+
+    def _step(self, features: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
+        self.optimizer_.zero_grad()
+        loss = self.get_loss(self.module_(features), target, training=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer_.step()
+        return loss.detach()
+
+    @torch.no_grad()
+    def _linear_step(self, features: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
+        """Do as `_step` does, with the gradient that logistic regression is known to have."""
+        labels, weights = target
+        linear = self.module_.head[0]
+        rows = self.module_.suffix(features).to(linear.weight.dtype)
+        loss, error = logistic.loss_and_error(
+            linear(rows), self._soft_targets[labels], (weights / len(rows))[:, None], dim=1
+        )
+        linear.weight.grad, linear.bias.grad = error.T @ rows, error.sum(0)
+        self.optimizer_.step()
+        return loss
+
+    @cached_property
+    def _soft_targets(self) -> Tensor:
+        n_classes, smoothing = self.module_.head[0].out_features, self.criterion_.label_smoothing
+        return logistic.soft_targets(n_classes, smoothing).to(self.device)
 
     def _is_watched(self) -> bool:
         """Whether a callback wants to know of batches or gradients."""
@@ -436,8 +461,8 @@ class SuffixNet(skorch.NeuralNetClassifier):
         )
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
-        """Take one step; in logistic regression, the only one."""
-        if not self.logistic:
+        """Take one step; in logistic regression on all rows, the only one."""
+        if not (self.full_batch and self._is_logistic() and self.lr == _DEFAULT_LR["lbfgs"]):
             step: dict[str, Any] = super().train_step(batch, **fit_params)
             return step
         features, (labels, weights) = (to_device(part, self.device) for part in batch)
@@ -576,7 +601,7 @@ def train(
     """
     dtype = torch.float64 if net.full_batch else torch.float32
     normalised = torch.as_tensor(weights / weights.mean(), dtype=dtype)
-    if net.full_batch:
+    if net.full_batch or features.ndim == 2:
         features = features.to(dtype)
     rows = FeatureRows(features, torch.as_tensor(labels), normalised)
     with torch.random.fork_rng(devices=_cuda_devices(net.device)):
@@ -592,7 +617,8 @@ def _products_in_a_step(net: SuffixNet, rows: FeatureRows) -> int:
     """Multiplications of a step on the head; with stages to train, far more than that."""
     if any(True for _ in net.module_.suffix.parameters()):
         return sys.maxsize
-    n = len(rows) if net.full_batch else min(net.batch_size, len(rows))
+    # A step on all rows also multiplies matrices that are far from flat.
+    n = 10 * len(rows) if net.full_batch else min(net.batch_size, len(rows))
     return n * sum(int(p.numel()) for p in net.module_.head.parameters())
 
 
@@ -620,7 +646,7 @@ def _cuda_devices(device: str) -> list[torch.device]:
 def _warn_unless_converged(net: SuffixNet) -> None:
     if net.full_batch and n_iterations(net) >= net.optimizer__max_iter:
         warnings.warn(
-            f"L-BFGS stopped after max_epochs={net.optimizer__max_iter} iterations without "
+            f"Training stopped after max_epochs={net.optimizer__max_iter} iterations without "
             "having converged. Raise max_epochs or weight_decay.",
             ConvergenceWarning,
             stacklevel=3,

@@ -137,7 +137,7 @@ def features(backbone="efficientnet_lite0", **settings):
 @pytest.fixture(autouse=True)
 def few_iterations_are_enough():
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="L-BFGS stopped")
+        warnings.filterwarnings("ignore", message="Training stopped")
         yield
 
 
