@@ -1,16 +1,27 @@
 """Features by image content, in memory and in a directory."""
 
+import contextlib
+import itertools
 import multiprocessing
+import os
+import resource
+import signal
 import sqlite3
+import subprocess
+import sys
+import tempfile
 import threading
+import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import sktl.images
 from sktl import PretrainedImageClassifier
-from sktl.cache import DirectoryCache, MemoryCache, open_cache
+from sktl.cache import DirectoryCache, MemoryCache, empty_rows, open_cache
 
 
 def keys_of(*names):
@@ -171,3 +182,166 @@ def test_the_second_fit_finds_the_first_ones_features_in_the_directory(digits, t
         warnings.simplefilter("error")
         PretrainedImageClassifier(image_size=36, cache=tmp_path).fit(X[::-1], y[::-1])
     assert clf._model.prefix.n_images == before == len(X)
+
+
+# Bounds and faults --------------------------------------------------------------------
+
+
+def test_a_directory_keeps_to_its_bound_and_drops_the_oldest(tmp_path):
+    bound = 2**21
+    cache = DirectoryCache(tmp_path, max_bytes=bound)
+    names = [f"{i:04}" for i in range(60)]
+    for name in names:
+        cache.put(keys_of(name), torch.full((1, 25_000), float(name)))  # 100 kB
+    found = cache.get(keys_of(*names))
+    kept = [float(row[0]) for row in found if row is not None]
+    assert 12 <= len(kept) < 21
+    assert kept == sorted(kept)
+    assert kept[-1] == 59
+    assert cache.path.stat().st_size < 1.5 * bound
+
+
+def test_what_makes_room_in_memory_is_found_on_disk(tmp_path):
+    spill = DirectoryCache(tmp_path)
+    cache = MemoryCache(16 * 10, lambda: spill)
+    names = [f"{i:04}" for i in range(50)]
+    for i, name in enumerate(names):
+        cache.put(keys_of(name), rows_of(1, start=i))
+    assert cache.n_bytes <= cache.max_bytes
+    assert [int(row[0]) for row in cache.get(keys_of(*names))] == list(range(50))
+    assert sum(row is not None for row in spill.get(keys_of(*names))) >= 40
+
+
+def test_memory_does_without_a_disk_that_is_not_to_be_had():
+    def no_disk():
+        raise OSError("no disk")
+
+    cache = MemoryCache(16 * 10, no_disk)
+    for i in range(50):
+        cache.put(keys_of(f"{i:04}"), rows_of(1, start=i))
+    assert cache.n_bytes <= cache.max_bytes
+    assert cache.get(keys_of("0049"))[0][0] == 49
+
+
+def test_the_spill_of_the_process_goes_with_it(tmp_path):
+    code = """
+import torch
+from sktl.cache import MemoryCache, _TemporaryCache
+cache = MemoryCache(100, _TemporaryCache)
+cache.put([bytes([i]) * 16 for i in range(9)], torch.zeros(9, 8))
+assert all(row is not None for row in cache.get([bytes([i]) * 16 for i in range(9)]))
+print(cache._spill.path)
+"""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+def test_rows_too_many_for_memory_are_on_disk(dtype, monkeypatch):
+    like = torch.arange(6, dtype=torch.float32).to(dtype).reshape(2, 3)
+    monkeypatch.setattr("sktl.cache.physical_memory", lambda: 4 * 100 * like[0].nbytes)
+    for n in (100, 101):
+        rows = empty_rows(n, like)
+        assert rows.shape == (n, 3)
+        assert rows.dtype is dtype
+        rows[1:3] = like
+        assert torch.equal(rows[1:3], like)
+    assert rows.untyped_storage().nbytes() == 101 * like[0].nbytes
+
+
+def write_without_room(directory):
+    """Files of this process can't grow beyond 300 kB."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+    cache = DirectoryCache(directory)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for i in range(10):
+            cache.put(keys_of(f"{i:04}"), torch.full((1, 25_000), float(i)))
+    assert any("could not be written" in str(w.message) for w in caught), caught
+    rows = [row for row in cache.get(keys_of(*(f"{i:04}" for i in range(10)))) if row is not None]
+    assert 0 < len(rows) < 10
+
+
+def test_a_full_disk_is_a_warning_and_what_is_kept_is_right(tmp_path):
+    run_apart(write_without_room, tmp_path)
+    found = DirectoryCache(tmp_path).get(keys_of(*(f"{i:04}" for i in range(10))))
+    for i, row in enumerate(found):
+        assert row is None or torch.equal(row, torch.full((25_000,), float(i)))
+
+
+def read_only(directory):
+    if os.getuid() == 0:
+        os.setuid(65534)  # whom no permission is granted
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cache = DirectoryCache(directory)
+        cache.put(keys_of("b"), rows_of(1))
+        found = cache.get(keys_of("a", "b"))
+    assert torch.equal(found[0], rows_of(1)[0])
+    assert found[1] is None
+
+
+def test_a_directory_that_cannot_be_written_is_read():
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own is closed to other users
+        Path(folder).chmod(0o755)
+        kept = Path(folder) / "kept"
+        DirectoryCache(kept).put(keys_of("a"), rows_of(1))
+        for file in kept.iterdir():
+            file.chmod(0o444)
+        kept.chmod(0o555)
+        run_apart(read_only, kept)
+        kept.chmod(0o755)
+
+
+def run_apart(function, *arguments):
+    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def fit_slowly(directory, X, y):
+    """Fit, but take a while over each image after the first 40."""
+    images = sktl.images
+    read = images._ArrayImages.batch
+    count = itertools.count()
+
+    def slow(self, indices):
+        if next(count) >= 5:
+            time.sleep(60)
+        return read(self, indices)
+
+    images._ArrayImages.batch = slow
+    PretrainedImageClassifier(image_size=37, cache=directory).fit(X, y)
+
+
+def test_a_killed_fit_resumes(digits, tmp_path):
+    X, y = digits
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=fit_slowly, args=(tmp_path, X, y))
+    process.start()
+    deadline = time.monotonic() + 120
+    while n_rows(tmp_path) < 16 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.kill()
+    process.join()
+    kept = n_rows(tmp_path) - 1  # one of them holds the names of the stages
+    assert 15 <= kept < len(X)
+    clf = PretrainedImageClassifier(image_size=37, cache=tmp_path).fit(X, y)
+    assert clf._model.prefix.n_images == len(X) - kept
+    whole = PretrainedImageClassifier(image_size=37, cache=None).fit(X, y)
+    np.testing.assert_allclose(clf.predict_proba(X), whole.predict_proba(X), atol=1e-2)
+
+
+def n_rows(directory):
+    files = list(directory.glob("*.sqlite"))
+    if not files:
+        return 0
+    with contextlib.suppress(sqlite3.OperationalError), sqlite3.connect(files[0]) as connection:
+        return connection.execute("SELECT count(*) FROM rows").fetchone()[0]
+    return 0

@@ -1,15 +1,22 @@
 """The frozen prefix: what it computes, and how often."""
 
+import subprocess
+import sys
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
-from sklearn.model_selection import GridSearchCV
+from sklearn.datasets import load_digits
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_predict
 from torch import nn
+from torchvision import models
 
-from sktl import PretrainedImageClassifier, PretrainedImageFeatures
+import sktl.backbones
+from sktl import PretrainedImageClassifier, PretrainedImageFeatures, load_image_folder
 from sktl.backbones import load_backbone
-from sktl.cache import MemoryCache
+from sktl.cache import DirectoryCache, MemoryCache
 from sktl.images import learn_format, open_images
 from sktl.prefix import FrozenPrefix, freeze_prefix, freeze_stage
 
@@ -171,6 +178,157 @@ def test_classifier_and_transformer_share_features(digits):
     PretrainedImageClassifier(image_size=34).fit(X, y)
     features.transform(X)
     assert shared.n_images == before == len(X)
+
+
+# From shallower features ---------------------------------------------------------------
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Images that went through any prefix, by its last stage."""
+    counts = Counter()
+    run = FrozenPrefix._run
+
+    def counting(self, images, wanted, places, n_jobs):
+        for batch, features in run(self, images, wanted, places, n_jobs):
+            counts[self.stage] += len(batch)
+            yield batch, features
+
+    monkeypatch.setattr(FrozenPrefix, "_run", counting)
+    return counts
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_deeper_boundary_goes_on_from_a_shallower_one(
+    backbone, counted, photographs, tmp_path, precision
+):
+    images = images_of(photographs[0])
+    cache = DirectoryCache(tmp_path)
+    n = len(backbone.stages)
+    freeze_prefix(backbone, n - 2, "auto", precision, CPU).compute(images, cache)
+    deeper = [freeze_prefix(backbone, d, "auto", precision, CPU) for d in (n - 1, n)]
+    deeper.append(freeze_stage(backbone, n - 3, "avg", precision, CPU))
+    deeper.append(freeze_stage(backbone, n - 2, "avg", precision, CPU))
+    for prefix in deeper:
+        found = prefix.compute(images, cache)
+        torch.testing.assert_close(found, prefix.compute(images), rtol=2e-2, atol=2e-2)
+        assert found.dtype is prefix.compute(images).dtype
+    assert counted[n - 3] == 12 + 12 * 2  # for the cache, and twice a prefix of its own without
+    assert counted[n - 2] == counted[None] == 24
+
+
+def test_images_that_the_shallower_features_lack_are_computed(backbone, counted, photographs):
+    X = photographs[0]
+    cache = MemoryCache(10**9)
+    freeze_prefix(backbone, 6, "auto", "float32", CPU).compute(images_of(X[:5]), cache)
+    whole = freeze_prefix(backbone, 8, "auto", "float32", CPU)
+    found = whole.compute(images_of(X), cache)
+    assert counted == {5: 5, None: 7}
+    torch.testing.assert_close(found, whole.compute(images_of(X)), rtol=1e-4, atol=1e-4)
+
+
+def test_a_module_goes_on_from_features_of_the_same_fit_or_search(counted, photographs):
+    X, y = photographs
+    torch.manual_seed(0)
+    network = models.resnet18(weights=None)
+    for freeze in (2, 4, "all"):
+        PretrainedImageClassifier(network, freeze=freeze, image_size=48, max_epochs=1).fit(X, y)
+    assert sum(counted.values()) >= len(X)
+
+
+# What need not be loaded ----------------------------------------------------------------
+
+
+LOAD_COUNTED = """
+import sys
+from unittest import mock
+import numpy as np
+import sktl.backbones
+from sktl import PretrainedImageClassifier, PretrainedImageFeatures
+X, y = np.load(sys.argv[1] + "/X.npy"), np.arange(12) // 6
+with mock.patch("sktl.backbones._prepare", side_effect=sktl.backbones._prepare) as prepare:
+    clf = PretrainedImageClassifier(image_size=48, cache=sys.argv[1] + "/cache").fit(X, y)
+    PretrainedImageFeatures(image_size=48, cache=sys.argv[1] + "/cache").fit(X)
+    clf.predict(X)
+    print(prepare.call_count)
+    np.save(sys.argv[2], clf.predict_proba(255 - X))  # of which nothing is known
+    print(prepare.call_count, len(clf.stages_), clf.freeze_)
+"""
+
+
+def test_a_fit_whose_rows_are_all_known_does_not_load_the_backbone(photographs, tmp_path):
+    np.save(tmp_path / "X.npy", photographs[0])
+    printed = []
+    for name in ("first.npy", "second.npy"):
+        command = [sys.executable, "-c", LOAD_COUNTED, str(tmp_path), str(tmp_path / name)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout.split())
+    assert printed == [["1", "1", "8", "8"], ["0", "1", "8", "8"]]
+    assert np.array_equal(np.load(tmp_path / "first.npy"), np.load(tmp_path / "second.npy"))
+
+
+def test_changed_weights_miss(photographs, tmp_path):
+    X, y = photographs
+    network = models.resnet18(weights=None)
+    keys = []
+    for change in (0.0, 1e-3):
+        network.conv1.weight.data[0, 0, 0, 0] += change
+        torch.save(network.state_dict(), tmp_path / "weights.pth")
+        clf = PretrainedImageClassifier(
+            "resnet18", weights=tmp_path / "weights.pth", image_size=32, cache=tmp_path
+        )
+        keys.append(clf.fit(X, y)._model.prefix.key)
+        assert clf._model.prefix.n_images == len(X)
+    assert keys[0] != keys[1]
+
+
+def test_weights_that_change_before_they_are_needed_are_refused(photographs, tmp_path):
+    X, y = photographs
+    file = tmp_path / "weights.pth"
+    torch.save(models.resnet18(weights=None).state_dict(), file)
+    settings = {"weights": file, "image_size": 32, "cache": tmp_path}
+    PretrainedImageClassifier("resnet18", **settings).fit(X, y)
+    sktl.backbones._loaded.clear()
+    clf = PretrainedImageClassifier("resnet18", **settings).fit(X, y)
+    assert not clf._model.backbone.is_loaded
+    torch.save(models.resnet18(weights=None).state_dict(), file)
+    with pytest.raises(OSError, match=r"weights\.pth has changed"):
+        clf.predict(255 - X)
+
+
+# Precision -------------------------------------------------------------------------------
+
+
+def differing(settings, X, y):
+    """Accuracy in both precisions, its standard error, and the share of other predictions."""
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    predicted = [
+        cross_val_predict(
+            PretrainedImageClassifier(precision=precision, random_state=0, **settings),
+            X,
+            y,
+            cv=folds,
+        )
+        for precision in ("float32", "bfloat16")
+    ]
+    right = [(p == y).mean() for p in predicted]
+    error = (right[0] * (1 - right[0]) / len(y)) ** 0.5
+    return right, error, (predicted[0] != predicted[1]).mean()
+
+
+def test_bfloat16_costs_no_accuracy_on_digits():
+    X, y = load_digits(return_X_y=True)
+    right, error, share = differing({"image_size": 64}, X[:600], y[:600])
+    assert abs(right[0] - right[1]) < error
+    assert share <= 0.01
+
+
+def test_bfloat16_costs_no_accuracy_on_photographs(stamps):
+    pictures = load_image_folder(stamps)
+    right, error, share = differing({"image_size": 128}, pictures.data, pictures.target)
+    assert abs(right[0] - right[1]) < error
+    assert share <= 0.01
 
 
 @pytest.mark.gpu
