@@ -15,7 +15,7 @@ from torch import Tensor
 
 # The decrement, of which half the square is what the loss lies above its minimum.
 _CLOSE = 1e-10
-_TOO_FLAT = 1e-6  # from here on the loss can't tell better from worse
+_ROUNDING = 1e-13  # of the loss, which can't tell better from worse beyond it
 _MAX_DIRECTIONS = 60
 _MANY_DIRECTIONS = 40  # from here on a new preconditioner pays
 _SUFFICIENT = 1e-4  # share of the predicted decrease that a step must bring
@@ -43,7 +43,8 @@ class Solution:
 
 def soft_targets(n_classes: int, label_smoothing: float) -> Tensor:
     """Probabilities that each class's images shall have, of shape (n_classes, n_classes)."""
-    return torch.eye(n_classes) * (1 - label_smoothing) + label_smoothing / n_classes
+    certain = torch.eye(n_classes, dtype=torch.float64)
+    return certain * (1 - label_smoothing) + label_smoothing / n_classes
 
 
 def loss_and_error(
@@ -132,8 +133,7 @@ def _search(
     while share > 1e-8:
         there = unknowns - share * step
         found, gradient = problem.loss_and_gradient(there)
-        flat = decrease < _TOO_FLAT**2 * max(1.0, loss)
-        if flat or found <= loss - _SUFFICIENT * share * decrease:
+        if found <= loss * (1 + _ROUNDING) - _SUFFICIENT * share * decrease:
             return there, found, gradient
         share /= 2
     return None

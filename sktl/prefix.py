@@ -134,6 +134,8 @@ class FrozenPrefix:
         def load(batch: Sequence[int]) -> Tensor:
             return self.recipe.apply(images.batch([wanted[i] for i in batch]))
 
+        if not places:
+            return  # the network isn't needed, and perhaps not there yet
         for batch, features in self.module.map(load, places, n_jobs):
             self.n_images += len(batch)
             yield batch, features

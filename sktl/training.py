@@ -450,7 +450,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
     @cached_property
     def _soft_targets(self) -> Tensor:
         n_classes, smoothing = self.module_.head[0].out_features, self.criterion_.label_smoothing
-        return logistic.soft_targets(n_classes, smoothing).to(self.device)
+        return logistic.soft_targets(n_classes, smoothing).float().to(self.device)
 
     def _is_watched(self) -> bool:
         """Whether a callback wants to know of batches or gradients."""

@@ -56,8 +56,9 @@ def test_it_is_scikit_learns_solution():
     found = solve(features, labels, torch.ones(300), 4, weight_decay=1e-2)
     model = LogisticRegression(C=1 / (300 * 1e-2), tol=1e-10, max_iter=10_000)
     model.fit(features.numpy(), labels.numpy())
-    assert found.weight.numpy() == pytest.approx(model.coef_, abs=1e-5)
-    assert found.bias.numpy() == pytest.approx(model.intercept_ - model.intercept_.mean(), abs=1e-4)
+    assert found.weight.numpy() == pytest.approx(model.coef_, abs=1e-3)
+    intercept = model.intercept_ - model.intercept_.mean()
+    assert found.bias.numpy() == pytest.approx(intercept, abs=1e-3 * np.abs(intercept).max())
 
 
 def test_rows_of_no_weight_count_for_nothing():
