@@ -17,6 +17,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
@@ -107,8 +108,9 @@ class MemoryCache:
             except OSError:
                 self._open_spill = None
         if self._spill is not None:
-            for key, row in evicted:
-                self._spill.put([key], row[None])
+            for _, alike in groupby(evicted, key=lambda entry: (entry[1].shape, entry[1].dtype)):
+                keys, rows = zip(*alike, strict=True)
+                self._spill.put(keys, torch.stack(rows))
 
     def clear(self) -> None:
         """Forget all rows."""
