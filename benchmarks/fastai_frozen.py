@@ -24,7 +24,7 @@ from PIL import Image
 
 from sktl import PretrainedImageClassifier
 
-EPOCHS, IMAGES, REPEATS = 10, 500, 3
+EPOCHS, IMAGES, REPEATS = 10, 500, 2
 
 FASTAI = """
 import sys, time

@@ -14,7 +14,7 @@ from common import forget, pictures, report, take_turns, weights_file
 
 from sktl import PretrainedImageClassifier
 
-EPOCHS, IMAGES, REPEATS = 10, 128, 3
+EPOCHS, IMAGES, REPEATS = 10, 128, 2
 
 KERAS = """
 import sys, time

@@ -411,15 +411,17 @@ class SuffixNet(skorch.NeuralNetClassifier):
         self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any
     ) -> None:
         """Run an epoch; where nobody watches single batches, without telling of them."""
-        if self.full_batch or not training or self._is_watched():
+        known = type(self.optimizer_) in OPTIMIZERS.values()  # others may want a closure
+        if self.full_batch or not training or not known or self._is_watched():
             super().run_single_epoch(iterator, training, prefix, step_fn, **fit_params)
             return
         self.module_.train()
         self.criterion_.train()
         step = self._linear_step if self._is_logistic() else self._step
+        elsewhere = self.device != "cpu"
         losses, sizes = [], []
         for batch in iterator:
-            losses.append(step(*to_device(batch, self.device)))
+            losses.append(step(*(to_device(batch, self.device) if elsewhere else batch)))
             sizes.append(len(batch[0]))
         for value, size in zip(torch.stack(losses).tolist(), sizes, strict=True):
             self.history.new_batch()
