@@ -14,8 +14,8 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
     "command",
     [
         "frozen_fit.py --images 16 --repeats 1",
-        "search.py --images 20 --repeats 1 --skorch-images 8",
-        "freeze_search.py --images 12 --epochs 1 --skorch-images 8",
+        "search.py --images 50 --repeats 1 --skorch-images 8",
+        "freeze_search.py --images 30 --epochs 1 --skorch-images 8",
         "predict.py --images 16 --repeats 1",
         "directory_cache.py --images 16 --repeats 1",
         "memory.py --few 16 --many 32",
