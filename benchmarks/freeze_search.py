@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import torch
 from common import arguments, forget, normalised, pictures, report, take_turns, weights_file
-from frozen_fit import with_new_head
+from frozen_fit import skorch_net
 from sklearn.model_selection import GridSearchCV
-from skorch import NeuralNetClassifier
-from skorch.callbacks import Freezer
 
 from sktl import PretrainedImageClassifier
 
@@ -34,17 +32,7 @@ def main() -> None:
         total = 0.0
         for freeze in FREEZE:
             trained = ("fc", *TRAINED[freeze])
-            net = NeuralNetClassifier(
-                with_new_head(),
-                criterion=torch.nn.CrossEntropyLoss,
-                lr=1e-3,
-                batch_size=32,
-                max_epochs=1,
-                optimizer=torch.optim.AdamW,
-                train_split=None,
-                callbacks=[Freezer(lambda name, trained=trained: not name.startswith(trained))],
-                verbose=0,
-            )
+            net = skorch_net(trained, max_epochs=1, optimizer=torch.optim.AdamW)
             net.fit(*part)
             epoch = net.history[-1, "dur"] / len(part[0])
             predicted = take_turns({"": lambda net=net: net.predict(part[0])}, 1)[""]

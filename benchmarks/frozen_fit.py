@@ -30,6 +30,20 @@ def with_new_head() -> torch.nn.Module:
     return network
 
 
+def skorch_net(trained: tuple[str, ...] = ("fc",), **settings: object) -> NeuralNetClassifier:
+    """Make a skorch net in which only these parts of the network train."""
+    return NeuralNetClassifier(
+        with_new_head(),
+        criterion=torch.nn.CrossEntropyLoss,
+        lr=1e-3,
+        batch_size=32,
+        train_split=None,
+        callbacks=[Freezer(lambda name: not name.startswith(trained))],
+        verbose=0,
+        **settings,
+    )
+
+
 def main() -> None:
     """Run all sides and print how they compare."""
     args = arguments(__doc__, images=1000, repeats=3, skorch_epochs=1)
@@ -44,18 +58,11 @@ def main() -> None:
         )
 
     def skorch_fit() -> float:
-        net = NeuralNetClassifier(
-            with_new_head(),
-            criterion=torch.nn.CrossEntropyLoss,
-            lr=1e-3,
-            batch_size=32,
+        net = skorch_net(
             max_epochs=args.skorch_epochs,
             optimizer=torch.optim.SGD,
             optimizer__momentum=0.9,
             iterator_train__shuffle=True,
-            train_split=None,
-            callbacks=[Freezer(lambda name: not name.startswith("fc"))],
-            verbose=0,
         )
         net.fit(images, torch.from_numpy(y))
         return float(sum(net.history[:, "dur"])) * EPOCHS / args.skorch_epochs

@@ -15,10 +15,8 @@ from common import (
     take_turns,
     weights_file,
 )
-from frozen_fit import with_new_head
+from frozen_fit import skorch_net
 from sklearn.model_selection import GridSearchCV
-from skorch import NeuralNetClassifier
-from skorch.callbacks import Freezer
 
 from sktl import PretrainedImageClassifier
 
@@ -48,20 +46,9 @@ def main() -> None:
         GridSearchCV(clf, grid, cv=FOLDS).fit(X, y)
 
     def skorch_search() -> float:
-        """One epoch on some images, and a prediction, scaled to all epochs, images and fits."""
+        """One epoch on some images, scaled to all epochs, images and fits."""
         part = images[: args.skorch_images], torch.from_numpy(y[: args.skorch_images])
-        net = NeuralNetClassifier(
-            with_new_head(),
-            criterion=torch.nn.CrossEntropyLoss,
-            lr=1e-3,
-            batch_size=32,
-            max_epochs=1,
-            optimizer=torch.optim.SGD,
-            optimizer__momentum=0.9,
-            train_split=None,
-            callbacks=[Freezer(lambda name: not name.startswith("fc"))],
-            verbose=0,
-        )
+        net = skorch_net(max_epochs=1, optimizer=torch.optim.SGD, optimizer__momentum=0.9)
         net.fit(*part)
         epoch = net.history[-1, "dur"] / args.skorch_images
         trained = FITS * (1 - 1 / FOLDS) + 1  # in units of all images
