@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -22,29 +23,40 @@ from sklearn.utils.validation import (
 )
 from skorch.callbacks import Callback
 
+from .augmentation import AUGMENTATIONS
 from .backbones import Backbone
 from .base import ImageEstimator
-from .images import Images, kind_of
-from .model import HeadShape, Model, assemble_net, features_at, pooled_width
-from .persistence import Packer, plain_rows, restore_model, store_model
-from .prefix import freeze_prefix
-from .training import (
+from .fitting import Fit, Setup, Task, fit_model
+from .images import kind_of
+from .model import Model
+from .optimization import (
     OPTIMIZERS,
+    SCHEDULES,
+    UNFREEZING,
+    OptimizerChoice,
     TrainingPlan,
     choose_optimizer,
     default_backbone_lr,
     default_lr,
     default_max_epochs,
-    history_rows,
-    n_iterations,
-    seed_of,
-    train,
 )
+from .persistence import Packer, plain_rows, restore_model, store_model
+from .progress import (
+    CallbackSupportMixin,
+    EpochObserver,
+    lines_wanted,
+    progress_bar,
+    with_callbacks,
+)
+from .training import history_rows, n_iterations, seed_of
 
 _POSITIVE = Interval(Real, 0, None, closed="neither")
+_SHARE = Interval(Real, 0, 1, closed="left")
 
 
-class PretrainedImageClassifier(ClassifierMixin, TransformerMixin, ImageEstimator):
+class PretrainedImageClassifier(
+    CallbackSupportMixin, ClassifierMixin, TransformerMixin, ImageEstimator
+):
     """Classify images with a pretrained network and a new head.
 
     The network is cut at the freeze depth. What lies before is computed once for an image
@@ -154,19 +166,36 @@ class PretrainedImageClassifier(ClassifierMixin, TransformerMixin, ImageEstimato
     array([0, 1, 0, 1])
     """
 
+    _model: Model
+
     _parameter_constraints: dict[str, list[Any]] = ImageEstimator._parameter_constraints | {
         "freeze": [Integral, str],
         "head": [StrOptions({"linear"}), tuple, callable],
-        "dropout": [Interval(Real, 0, 1, closed="left")],
+        "dropout": [_SHARE],
+        "augment": [StrOptions(set(AUGMENTATIONS)), callable, None],
+        "n_views": [Interval(Integral, 1, None, closed="left"), None],
+        "mixup": [Interval(Real, 0, None, closed="left")],
+        "cutmix": [Interval(Real, 0, None, closed="left")],
         "criterion": [StrOptions({"cross_entropy"}), callable],
-        "label_smoothing": [Interval(Real, 0, 1, closed="left")],
+        "label_smoothing": [_SHARE],
         "class_weight": [dict, StrOptions({"balanced"}), None],
         "optimizer": [StrOptions({"auto", *OPTIMIZERS}), type],
         "lr": [_POSITIVE, None],
         "backbone_lr": [_POSITIVE, None],
+        "layer_decay": [Interval(Real, 0, 1, closed="right")],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "schedule": [StrOptions(set(SCHEDULES)), callable],
+        "warmup": [_SHARE, None],
+        "unfreeze": [StrOptions(set(UNFREEZING))],
         "max_epochs": [Interval(Integral, 1, None, closed="left"), None],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "accumulation_steps": [Interval(Integral, 1, None, closed="left")],
+        "max_grad_norm": [_POSITIVE, None],
+        "ema_decay": [Interval(Real, 0, 1, closed="neither"), None],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "warm_start": ["boolean"],
         "callbacks": [list, None],
         "random_state": ["random_state"],
     }
@@ -180,15 +209,30 @@ class PretrainedImageClassifier(ClassifierMixin, TransformerMixin, ImageEstimato
         pooling: Any = "auto",
         head: Any = "linear",
         dropout: float = 0.0,
+        augment: Any = None,
+        n_views: int | None = 4,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
         criterion: Any = "cross_entropy",
         label_smoothing: float = 0.0,
         class_weight: Any = None,
         optimizer: Any = "auto",
         lr: float | None = None,
         backbone_lr: float | None = None,
+        layer_decay: float = 1.0,
         weight_decay: float = 1e-3,
+        schedule: Any = "cosine",
+        warmup: float | None = None,
+        unfreeze: str = "head_first",
         max_epochs: int | None = None,
         batch_size: int = 32,
+        accumulation_steps: int = 1,
+        max_grad_norm: float | None = None,
+        ema_decay: float | None = None,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 5,
+        warm_start: bool = False,
         image_size: int | None = None,
         image_shape: Any = None,
         pixel_range: Any = None,
@@ -206,15 +250,30 @@ class PretrainedImageClassifier(ClassifierMixin, TransformerMixin, ImageEstimato
         self.pooling = pooling
         self.head = head
         self.dropout = dropout
+        self.augment = augment
+        self.n_views = n_views
+        self.mixup = mixup
+        self.cutmix = cutmix
         self.criterion = criterion
         self.label_smoothing = label_smoothing
         self.class_weight = class_weight
         self.optimizer = optimizer
         self.lr = lr
         self.backbone_lr = backbone_lr
+        self.layer_decay = layer_decay
         self.weight_decay = weight_decay
+        self.schedule = schedule
+        self.warmup = warmup
+        self.unfreeze = unfreeze
         self.max_epochs = max_epochs
         self.batch_size = batch_size
+        self.accumulation_steps = accumulation_steps
+        self.max_grad_norm = max_grad_norm
+        self.ema_decay = ema_decay
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.warm_start = warm_start
         self.image_size = image_size
         self.image_shape = image_shape
         self.pixel_range = pixel_range
@@ -226,6 +285,7 @@ class PretrainedImageClassifier(ClassifierMixin, TransformerMixin, ImageEstimato
         self.random_state = random_state
         self.verbose = verbose
 
+    @with_callbacks
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train the head, and the stages that aren't frozen.
 
@@ -247,13 +307,56 @@ class PretrainedImageClassifier(ClassifierMixin, TransformerMixin, ImageEstimato
         ------
         ValueError
             If a parameter, X or y is not as it must be, or training diverges. The estimator
-            is then as before, as it is after any exception, KeyboardInterrupt included.
+            is then as before, as it is after any exception.
+        KeyboardInterrupt
+            If the user stops it. The estimator is as before, or, with `warm_start`, as it was
+            after the last whole epoch.
         """
+        goes_on = self.warm_start and self.__sklearn_is_fitted__()
+        self._fit_or_nothing(X, y, sample_weight, goes_on=goes_on)
+        return self
+
+    @with_callbacks
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
+        """Train for one epoch on some images, and keep what was learned before.
+
+        The optimizer takes steps of a constant size, "adamw" where `optimizer` is "auto". How X
+        is to be read is learned from the first call.
+
+        Parameters
+        ----------
+        X : array, list, Series or DataFrame of n_samples images
+        y : array-like of shape (n_samples,)
+        classes : array-like of shape (n_classes,), default=None
+            All labels that will ever occur. The first call needs it.
+        sample_weight : array-like of shape (n_samples,), default=None
+
+        Returns
+        -------
+        self : PretrainedImageClassifier
+
+        Raises
+        ------
+        ValueError
+            As :meth:`fit`; or if the first call lacks `classes`, or y has a label that isn't
+            among them.
+        """
+        self._fit_or_nothing(X, y, sample_weight, goes_on=True, partial=True, all_classes=classes)
+        return self
+
+    def _fit_or_nothing(self, X: Any, y: Any, sample_weight: Any, **how: Any) -> None:
+        context = self._init_callback_context(max_subtasks=None)
+        data = {"X": X, "y": y, "metadata": {"sample_weight": sample_weight}}
         with self._all_or_nothing():
             self._validate_params()
             self._check_training_params()
-            self._fit(X, y, sample_weight)
-        return self
+            if context is not None:
+                context.call_on_fit_task_begin(estimator=self, **data)
+            interrupted = self._fit(X, y, sample_weight, context, data, **how)
+            if context is not None and not interrupted:
+                context.call_on_fit_task_end(estimator=self, reconstruction_attributes=dict, **data)
+        if interrupted:
+            raise KeyboardInterrupt
 
     def _check_training_params(self) -> None:
         """What scikit-learn's constraints can't say."""
@@ -282,64 +385,149 @@ class PretrainedImageClassifier(ClassifierMixin, TransformerMixin, ImageEstimato
         for callback in self.callbacks or ():
             _check_callback(callback)
 
-    def _fit(self, X: Any, y: Any, sample_weight: Any) -> None:
+    def _fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any,
+        context: Any,
+        data: dict[str, Any],
+        *,
+        goes_on: bool,
+        partial: bool = False,
+        all_classes: Any = None,
+    ) -> bool:
+        """Fit; say whether the user has stopped it after a whole epoch."""
         kind_of(X)  # refuses a single image, whose length isn't a number of samples
         check_consistent_length(X, y)
-        classes, labels = self._check_y(y)
+        if partial:
+            classes, labels = self._check_part_of_y(y, all_classes)
+        else:
+            classes, labels = self._check_y(y)
         weights = self._check_weights(sample_weight, classes, labels)
-        seed = seed_of(self.random_state)
-        images = self._open(X, reset=True, counts=weights > 0)
-        check_consistent_length(np.empty(len(images)), labels)
-        backbone = self._load_backbone(seed)
-        depth = backbone.freeze_depth(self.freeze)
-        plan = self._plan(frozen=depth == len(backbone.stages), seed=seed)
-        model = self._train(backbone, depth, plan, images, labels, weights, len(classes))
-        self._set_fitted(model, classes)
-
-    def _train(
-        self,
-        backbone: Backbone,
-        depth: int,
-        plan: TrainingPlan,
-        images: Images,
-        labels: npt.NDArray[np.int64],
-        weights: npt.NDArray[np.float64],
-        n_classes: int,
-    ) -> Model:
-        device, precision = self._choose_hardware()
-        prefix = freeze_prefix(backbone, depth, self.pooling, precision, device)
-        features = features_at(backbone, prefix, images, self._cache(), self._n_jobs())
-        width = pooled_width(backbone, depth, self.pooling, features)
-        head = HeadShape(self.head, n_classes, self.dropout, width)
-        net = assemble_net(
-            backbone, depth, self.pooling, head, plan, precision, device, self.callbacks
-        )
-        train(net, features, labels, weights)
-        return Model(backbone, depth, self.pooling, precision, device, head, plan, net)
-
-    def _plan(self, *, frozen: bool, seed: int) -> TrainingPlan:
-        convex = frozen and self.head == "linear" and not self.dropout
-        convex = convex and self.criterion == "cross_entropy"
-        optimizer = choose_optimizer(self.optimizer, convex=convex, lr=self.lr)
-        if optimizer == "lbfgs" and (not frozen or self.dropout):
+        start = self._model if goes_on and self.__sklearn_is_fitted__() else None
+        if start is not None and not np.array_equal(classes, self.classes_):
             raise ValueError(
-                f"optimizer={self.optimizer!r} works on all rows at once, so it needs "
-                'freeze="all" and dropout=0; '
-                f"got freeze={self.freeze!r} and dropout={self.dropout!r}."
+                f"warm_start=True goes on from a fit with the classes {self.classes_.tolist()}, "
+                f"but y has {classes.tolist()}. Set warm_start=False to begin anew."
             )
+        seed = seed_of(self.random_state) if start is None else start.plan.seed
+        reset = not (partial and start is not None)
+        images = self._open(X, reset=reset, counts=weights > 0)
+        check_consistent_length(np.empty(len(images)), labels)
+        task = Task(images, labels, weights, len(classes))
+        setup = self._setup(self._load_backbone(seed), seed, partial)
+
+        @contextmanager
+        def observe(model: Model) -> Iterator[EpochObserver]:
+            def fitted() -> dict[str, Any]:
+                return self._fitted_attributes(model, classes)
+
+            n_epochs = model.net.max_epochs
+            with progress_bar("training", n_epochs, "epoch", self.verbose) as advance:
+                yield EpochObserver(self, context, data, fitted, advance)
+
+        fit = fit_model(
+            task, setup, observe, start=start, keep_epochs=self.warm_start and not partial
+        )
+        self._set_fitted(fit, classes)
+        return fit.outcome.interrupted
+
+    def _setup(self, backbone: Backbone, seed: int, partial: bool) -> Setup:
+        depth = backbone.freeze_depth(self.freeze)
+        device, precision = self._choose_hardware()
+        watches = self.early_stopping and not partial
+        return Setup(
+            backbone=backbone,
+            depth=depth,
+            pooling=self.pooling,
+            head=self.head,
+            dropout=self.dropout,
+            plan=self._plan(depth == len(backbone.stages), seed, partial),
+            augment=self.augment,
+            n_views=self.n_views,
+            validation_fraction=self.validation_fraction if watches else None,
+            precision=precision,
+            device=device,
+            cache=self._cache(),
+            n_jobs=self._n_jobs(),
+            callbacks=self.callbacks,
+            verbose=int(self.verbose),
+        )
+
+    def _plan(self, frozen: bool, seed: int, partial: bool) -> TrainingPlan:
+        optimizer = self._choose_optimizer(frozen, partial)
         lr = default_lr(optimizer) if self.lr is None else self.lr
         return TrainingPlan(
             optimizer=optimizer,
             lr=lr,
             backbone_lr=default_backbone_lr(lr) if self.backbone_lr is None else self.backbone_lr,
+            layer_decay=self.layer_decay,
             weight_decay=self.weight_decay,
-            max_epochs=self.max_epochs or default_max_epochs(optimizer),
+            schedule="constant" if partial else self.schedule,
+            warmup=0.0 if partial else self.warmup,
+            max_epochs=1 if partial else self.max_epochs or default_max_epochs(optimizer),
             batch_size=self.batch_size,
+            accumulation_steps=self.accumulation_steps,
+            max_grad_norm=self.max_grad_norm,
+            ema_decay=self.ema_decay,
             label_smoothing=self.label_smoothing,
+            mixup=self.mixup,
+            cutmix=self.cutmix,
             criterion=self.criterion,
+            unfreeze="at_once" if partial else self.unfreeze,
+            n_iter_no_change=self.n_iter_no_change if self.early_stopping else None,
             seed=seed,
-            verbose=int(self.verbose),
+            verbose=lines_wanted(int(self.verbose)),
         )
+
+    def _choose_optimizer(self, frozen: bool, partial: bool) -> OptimizerChoice:
+        """What "auto" stands for; all rows at once will do where nothing asks for steps."""
+        asks_for_steps = {
+            f"dropout={self.dropout!r}": self.dropout,
+            f"mixup={self.mixup!r}": self.mixup,
+            f"cutmix={self.cutmix!r}": self.cutmix,
+            "n_views=None": self.augment is not None and self.n_views is None,
+            "early_stopping=True": self.early_stopping,
+            f"ema_decay={self.ema_decay!r}": self.ema_decay,
+            f"max_grad_norm={self.max_grad_norm!r}": self.max_grad_norm,
+            "partial_fit": partial,
+        }
+        asking = [name for name, asks in asks_for_steps.items() if asks]
+        convex = frozen and self.head == "linear" and self.criterion == "cross_entropy"
+        optimizer = choose_optimizer(self.optimizer, convex=convex and not asking, lr=self.lr)
+        if optimizer == "lbfgs" and (not frozen or asking):
+            reason = asking[0] if frozen else f"freeze={self.freeze!r}"
+            raise ValueError(
+                f"optimizer={self.optimizer!r} works on all rows at once, so it needs "
+                f'freeze="all" and nothing that happens step by step; got {reason}. Choose '
+                'optimizer="adamw".'
+            )
+        return optimizer
+
+    def _check_part_of_y(
+        self, y: Any, all_classes: Any
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        """All classes, and the class numbers of labels that needn't hold each of them."""
+        fitted = self.__sklearn_is_fitted__()
+        if all_classes is None and not fitted:
+            raise ValueError(
+                "The first call of partial_fit needs classes: all labels that will ever occur."
+            )
+        if all_classes is None:
+            classes = self.classes_
+        else:
+            classes, _ = self._check_y(all_classes)
+        if fitted and not np.array_equal(classes, self.classes_):
+            raise ValueError(
+                f"classes={classes.tolist()} differ from those of the earlier call, "
+                f"{self.classes_.tolist()}."
+            )
+        part = column_or_1d(y, warn=True)
+        unknown = sorted(set(part.tolist()) - set(classes.tolist()), key=str)
+        if unknown:
+            raise ValueError(f"y holds {unknown}, which are not in classes={classes.tolist()}.")
+        return classes, np.searchsorted(classes, part).astype(np.int64)
 
     def _check_y(self, y: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
         if y is None:
@@ -391,16 +579,26 @@ class PretrainedImageClassifier(ClassifierMixin, TransformerMixin, ImageEstimato
             )
         return weights
 
-    def _set_fitted(self, model: Model, classes: npt.NDArray[Any]) -> None:
-        self._model = model
-        self.classes_ = classes
-        self.history_ = history_rows(model.net)
-        self.n_iter_ = n_iterations(model.net)
-        self.stages_ = list(model.backbone.stages)
-        self.freeze_ = model.depth
-        self.net_ = model.net
-        self.device_ = model.device
-        self.precision_ = model.precision
+    def _set_fitted(self, fit: Fit, classes: npt.NDArray[Any]) -> None:
+        for name in ("best_epoch_", "validation_indices_"):
+            self.__dict__.pop(name, None)
+        self.__dict__.update(self._fitted_attributes(fit.model, classes))
+        if fit.validation is not None:
+            self.best_epoch_ = fit.outcome.best_epoch
+            self.validation_indices_ = fit.validation
+
+    def _fitted_attributes(self, model: Model, classes: npt.NDArray[Any]) -> dict[str, Any]:
+        return {
+            "_model": model,
+            "classes_": classes,
+            "history_": history_rows(model.net),
+            "n_iter_": n_iterations(model.net),
+            "stages_": list(model.backbone.stages),
+            "freeze_": model.depth,
+            "net_": model.net,
+            "device_": model.device,
+            "precision_": model.precision,
+        }
 
     def _logits(self, X: Any) -> npt.NDArray[np.float64]:
         check_is_fitted(self)

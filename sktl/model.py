@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,22 +14,14 @@ from torch import Tensor, nn
 
 from .backbones import Backbone, Pooling
 from .cache import FeatureCache
+from .heads import HeadShape
 from .images import Images
 from .inference import FrozenModule
-from .prefix import FrozenPrefix, freeze_prefix, prepare_all
-from .training import Head, SuffixNet, TrainingPlan, make_head, make_net
+from .net import SuffixNet, make_net
+from .optimization import TrainingPlan
+from .prefix import FrozenPrefix, freeze_prefix
 
 _IN_FLIGHT = 512  # images whose features before the suffix are held at a time
-
-
-@dataclass(frozen=True)
-class HeadShape:
-    """What builds a head."""
-
-    head: Head
-    n_classes: int
-    dropout: float
-    in_features: int
 
 
 @dataclass
@@ -118,19 +110,6 @@ class Model:
         return FrozenModule(self.net.module_.suffix, self.precision, self.device)
 
 
-def features_at(
-    backbone: Backbone,
-    prefix: FrozenPrefix | None,
-    images: Images,
-    cache: FeatureCache | None,
-    n_jobs: int,
-) -> Tensor:
-    """Features that training starts from, as the prefix gives them, or the uint8 images."""
-    if prefix is None:
-        return prepare_all(images, backbone.recipe, n_jobs)
-    return prefix.compute(images, cache, n_jobs)
-
-
 def assemble_net(
     backbone: Backbone,
     depth: int,
@@ -139,23 +118,24 @@ def assemble_net(
     plan: TrainingPlan,
     precision: str,
     device: torch.device,
+    *,
+    prepare: Callable[[Tensor], Tensor] | None = None,
     callbacks: Any = None,
 ) -> SuffixNet:
     """Build the net with a new head and the pretrained suffix."""
     suffix = backbone.suffix(depth, pooling)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(plan.seed)
-        module = make_head(head.head, head.in_features, head.n_classes, head.dropout)
+    stages = backbone.suffix_stages(depth, suffix) if depth < len(backbone.stages) else None
+    module = head.make(plan.seed)
     if plan.full_batch and head.head == "linear":
         for parameter in module.parameters():  # a convex problem needs no random start
             nn.init.zeros_(parameter)
-    return make_net(suffix, module, plan, precision, device, callbacks)
-
-
-def pooled_width(backbone: Backbone, depth: int, pooling: Pooling, features: Tensor) -> int:
-    """Number of features that the head reads."""
-    if depth == len(backbone.stages):
-        return int(features.shape[1])
-    with torch.inference_mode():
-        first = features[:1].float() if features.is_floating_point() else features[:1]
-        return int(backbone.suffix(depth, pooling).eval()(first).shape[1])
+    return make_net(
+        suffix,
+        module,
+        plan,
+        precision,
+        device,
+        stages=stages,
+        prepare=prepare,
+        callbacks=callbacks,
+    )

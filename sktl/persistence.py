@@ -27,12 +27,13 @@ from torch.utils.data import Dataset
 from .backbones import Backbone, rebuild_backbone
 from .backbones.registry import Architecture
 from .hardware import restore_device, restore_precision
-from .model import HeadShape, Model, assemble_net
+from .heads import HeadShape
+from .model import Model, assemble_net
+from .optimization import TrainingPlan
 from .prefix import named_tensors
 from .preprocessing import Recipe
-from .training import TrainingPlan
 
-FORMAT = 1
+FORMAT = 2
 _LOCAL = ("<lambda>", "<locals>")
 # What a callback may have kept of a training run.
 _TRACES = (Tensor, nn.Module, Dataset, Optimizer, LRScheduler, skorch.NeuralNet)
@@ -265,7 +266,7 @@ def store_model(model: Model, asked_precision: str, pack: Pack) -> Stored:
     stored = store_backbone(model.backbone, frozen, pack)
     head, plan = to_settings(model.head), to_settings(model.plan)
     head["head"] = pack("head", head["head"])
-    for name in ("criterion", "optimizer"):
+    for name in ("criterion", "optimizer", "schedule"):
         plan[name] = pack(name, plan[name])
     given = _given_tensors(stored["architecture"]["source"])
     return stored | {

@@ -12,6 +12,7 @@ import torch
 import xxhash
 from torch import Tensor, fx, nn
 
+from .augmentation import View
 from .backbones import Backbone, Pooling
 from .cache import FeatureCache, empty_rows
 from .images import Images
@@ -88,6 +89,9 @@ class FrozenPrefix:
         cache: FeatureCache | None = None,
         n_jobs: int = 1,
         indices: Sequence[int] | None = None,
+        *,
+        view: View | None = None,
+        tell: Callable[[int], object] | None = None,
     ) -> Tensor:
         """Compute the features of images, or find them in the cache.
 
@@ -99,6 +103,10 @@ class FrozenPrefix:
             Threads that read and prepare images; on a CPU there is one a core at least.
         indices : sequence of int or None, default=None
             Which images; None is all.
+        view : View or None, default=None
+            A variation of the images to compute the features of.
+        tell : callable or None, default=None
+            Called with the number of images that have been done since the last call.
 
         Returns
         -------
@@ -111,29 +119,36 @@ class FrozenPrefix:
             If files can't be decoded; it names them all.
         """
         wanted = range(len(images)) if indices is None else indices
-        rows = _Rows(len(wanted))
+        rows = _Rows(len(wanted), tell)
+        digests = []
+        if cache is not None or view is not None:
+            digests = [images.digest(i) for i in wanted]
+        if view is not None:
+            digests = view.digests(digests)
+
+        def load(batch: Sequence[int]) -> Tensor:
+            prepared = self.recipe.apply(images.batch([wanted[i] for i in batch]))
+            return prepared if view is None else view.apply(prepared, [digests[i] for i in batch])
+
         if cache is None:
-            for batch, features in self._run(images, wanted, range(len(wanted)), n_jobs):
+            for batch, features in self._run(load, range(len(wanted)), n_jobs):
                 rows.put(batch, features)
             return rows.tensor
-        digests = [images.digest(i) for i in wanted]
         missing = self._look_up(cache, digests, rows)
         missing = self._continue_from_shallower(cache, digests, missing, rows)
         first = _first_of_each(digests, missing)
         keys = [self.key + digest for digest in digests]
-        for batch, features in self._run(images, wanted, list(first.values()), n_jobs):
+        for batch, features in self._run(load, list(first.values()), n_jobs):
             cache.put([keys[i] for i in batch], features)
             rows.put(batch, features)
         for i in missing:  # an image that occurs twice was computed once
-            rows.copy(first[digests[i]], i)
+            if first[digests[i]] != i:
+                rows.copy(first[digests[i]], i)
         return rows.tensor
 
     def _run(
-        self, images: Images, wanted: Sequence[int], places: Sequence[int], n_jobs: int
+        self, load: Callable[[Sequence[int]], Tensor], places: Sequence[int], n_jobs: int
     ) -> Iterator[tuple[Sequence[int], Tensor]]:
-        def load(batch: Sequence[int]) -> Tensor:
-            return self.recipe.apply(images.batch([wanted[i] for i in batch]))
-
         if not places:
             return  # the network isn't needed, and perhaps not there yet
         for batch, features in self.module.map(load, places, n_jobs):
@@ -196,8 +211,9 @@ class FrozenPrefix:
 class _Rows:
     """Features of some images, gathered in one tensor."""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, tell: Callable[[int], object] | None = None) -> None:
         self._n = n
+        self._tell = tell
         self._tensor: Tensor | None = None
 
     def put(self, places: Sequence[int], features: Tensor) -> None:
@@ -205,10 +221,14 @@ class _Rows:
         if self._tensor is None:
             self._tensor = empty_rows(self._n, features)
         self._tensor[torch.as_tensor(places)] = features
+        if self._tell is not None:
+            self._tell(len(places))
 
     def copy(self, source: int, target: int) -> None:
         """Fill in a row that equals another."""
         self.tensor[target] = self.tensor[source]
+        if self._tell is not None:
+            self._tell(1)
 
     @property
     def tensor(self) -> Tensor:
@@ -229,7 +249,9 @@ def _first_of_each(digests: Sequence[bytes], places: Sequence[int]) -> dict[byte
     return first
 
 
-def prepare_all(images: Images, recipe: Recipe, n_jobs: int) -> Tensor:
+def prepare_all(
+    images: Images, recipe: Recipe, n_jobs: int, tell: Callable[[int], object] | None = None
+) -> Tensor:
     """Prepare all images without running a network on them.
 
     Returns
@@ -237,7 +259,7 @@ def prepare_all(images: Images, recipe: Recipe, n_jobs: int) -> Tensor:
     uint8 tensor of shape (n, 3, crop, crop)
     """
     n = len(images)
-    rows = _Rows(n)
+    rows = _Rows(n, tell)
     batches = [range(i, min(i + _PREPARED, n)) for i in range(0, n, _PREPARED)]
 
     def load(batch: Sequence[int]) -> Tensor:

@@ -16,7 +16,8 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock
 
 from sktl import PretrainedImageClassifier
-from sktl.training import FeatureRows, TensorBatches, make_head
+from sktl.batches import FeatureRows, TensorBatches
+from sktl.heads import make_head
 
 SIZE = 32
 
@@ -196,7 +197,7 @@ def test_training_steps_are_those_of_plain_torch(make, network, photographs, fre
     X, y = photographs
     clf = make(
         freeze=freeze, optimizer="sgd", lr=0.1, backbone_lr=0.05, weight_decay=0.01,
-        max_epochs=2, batch_size=12, precision="float32",
+        max_epochs=2, batch_size=12, precision="float32", schedule="constant", unfreeze="at_once",
     )  # fmt: skip
     clf.fit(X, y)
 
@@ -310,7 +311,7 @@ def test_which_optimizer(make, three_kinds, params, optimizer, dtype):
     assert type(clf.net_.optimizer_).__name__ == optimizer
     assert all(p.dtype == dtype for p in clf.net_.module_.head.parameters())
     if params.get("lr"):
-        assert clf.net_.optimizer_.param_groups[0]["lr"] == params["lr"]
+        assert clf.net_.lr == params["lr"]
 
 
 def test_the_class_means_the_same_as_the_name(make, three_kinds):
@@ -325,7 +326,8 @@ def test_the_class_means_the_same_as_the_name(make, three_kinds):
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_heads_and_optimizers_learn(embedded, three_kinds, head, optimizer):
     lr = 0.05 if optimizer == "sgd" else 3e-3
-    clf = embedded(head=head, optimizer=optimizer, lr=lr, max_epochs=20).fit(*three_kinds)
+    clf = embedded(head=head, optimizer=optimizer, lr=lr, max_epochs=20, schedule="constant")
+    clf.fit(*three_kinds)
     losses = [row["train_loss"] for row in clf.history_]
     assert losses[-1] < 0.7 * losses[0]
     assert clf.score(*three_kinds) > 0.8

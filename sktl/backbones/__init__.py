@@ -134,6 +134,18 @@ class Backbone:
         suffix = self.splitter.suffix(depth, pooling)
         return suffix if depth else nn.Sequential(self._normalize(), suffix)
 
+    def suffix_stages(self, depth: int, suffix: nn.Module) -> dict[str, int]:
+        """The stage of each module and weight of a suffix, counted from its first, by name."""
+        layers = self.splitter.stage_of_layers()
+        found: dict[str, int] = {}
+        for name, _ in (*suffix.named_modules(), *suffix.named_parameters()):
+            path = name.partition("body.")[2] or name.partition("0.")[2]
+            while path and path not in layers:
+                path = path.rpartition(".")[0]
+            if path:
+                found[name] = max(0, layers[path] - depth)
+        return found
+
     def stage_index(self, stage: int | str | None) -> int | None:
         """Number of the stage that the parameter `stage` means; None is the classifier's input.
 

@@ -38,6 +38,9 @@ class Splitter(Protocol):
     def between(self, depth: int, stage: int) -> nn.Module:
         """The stages after `depth` of them up to the end of one, in evaluation mode."""
 
+    def stage_of_layers(self) -> dict[str, int]:
+        """The number of the stage that each of the network's layers and own weights is in."""
+
 
 class Pool(nn.Module):
     """Make one feature vector an image of maps, tokens or vectors."""
@@ -122,6 +125,18 @@ class TracedNetwork:
         stages = self.anatomy.stages
         return self._part(stages[depth - 1].end, stages[stage].end)
 
+    def stage_of_layers(self) -> dict[str, int]:
+        """See :class:`Splitter`; what follows the last stage belongs to it."""
+        ends = [stage.end for stage in self.anatomy.stages]
+        stages: dict[str, int] = {}
+        stage = 0
+        for node, name in node_names(self.graph.train).items():
+            if node.op in ("call_module", "get_attr"):
+                stages.setdefault(str(node.target), min(stage, len(ends) - 1))
+            if stage < len(ends) and name == ends[stage]:
+                stage += 1
+        return stages
+
     def cut(self, start: str | None, end: str | None) -> CutNetwork:
         """Cut out the part between two boundaries; None is the image or the logits."""
         train = _subgraph(self.network, self.graph.train, start, end)
@@ -189,6 +204,10 @@ class OpaqueNetwork:
     def between(self, depth: int, stage: int) -> nn.Module:
         """See :class:`Splitter`; there is one stage only, and nothing after it."""
         return nn.Identity()
+
+    def stage_of_layers(self) -> dict[str, int]:
+        """See :class:`Splitter`."""
+        return {name: 0 for name, _ in self.network.named_modules()}
 
     def _headless(self) -> nn.Module:
         """The network with its classifier taken out; its other weights are shared."""

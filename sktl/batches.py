@@ -1,0 +1,167 @@
+"""Features in one tensor, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+_SHUFFLED_AT_ONCE = 2**26  # bytes of features that are put in an epoch's order by copying
+
+
+class FeatureRows(Dataset[tuple[Tensor, tuple[Tensor, Tensor]]]):
+    """Features in one tensor, with labels and weights.
+
+    Parameters
+    ----------
+    features : tensor of shape (n_views * n, ...)
+        Views of the n images, one view of all of them after the other.
+    labels : int64 tensor of shape (n,), or None
+    weights : tensor of shape (n,), or None
+        Of mean one.
+    """
+
+    def __init__(
+        self, features: Tensor, labels: Tensor | None = None, weights: Tensor | None = None
+    ) -> None:
+        self.features = features
+        n = len(features)
+        self.labels = torch.zeros(n, dtype=torch.int64) if labels is None else labels
+        self.weights = torch.ones(len(self.labels)) if weights is None else weights
+        self.n_views = max(1, n // max(1, len(self.labels)))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Images by anything that indexes a tensor, each as it is in the first view."""
+        features, labels, weights = self.at(index)
+        return features, (labels, weights)
+
+    def at(self, index: Any, views: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, labels and weights of some images, in the given views."""
+        place = index if views is None else index + views * len(self)
+        return self.features[place], self.labels[index], self.weights[index]
+
+    def all_views(self) -> FeatureRows:
+        """Each view of an image as an image of its own."""
+        n = self.n_views
+        return FeatureRows(self.features, self.labels.repeat(n), self.weights.repeat(n))
+
+    def subset(self, index: Tensor) -> FeatureRows:
+        """Some of the images, in all views."""
+        place = (index + torch.arange(self.n_views)[:, None] * len(self)).reshape(-1)
+        return FeatureRows(self.features[place], self.labels[index], self.weights[index])
+
+
+class TensorBatches:
+    """Iterate over slices of a dataset's tensors, with no workers and no collation.
+
+    Parameters
+    ----------
+    dataset : FeatureRows
+    batch_size : int
+        A last batch of one row is merged into the one before it: batch norm can't train on it.
+    generator : torch.Generator or None
+        Shuffles anew in each epoch, and draws a view of each image.
+    """
+
+    def __init__(
+        self, dataset: FeatureRows, batch_size: int, generator: torch.Generator | None = None
+    ) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.generator = generator
+
+    def __len__(self) -> int:
+        return len(self._bounds())
+
+    def __iter__(self) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor]]]:
+        n, dataset = len(self.dataset), self.dataset
+        order = views = None
+        if self.generator is not None and dataset.n_views > 1:
+            views = torch.randint(dataset.n_views, (n,), generator=self.generator)
+        if self.generator is not None and (self.batch_size < n or views is not None):
+            order = torch.randperm(n, generator=self.generator)
+            if dataset.features.nbytes // dataset.n_views <= _SHUFFLED_AT_ONCE:
+                dataset, order, views = FeatureRows(*dataset.at(order, views)), None, None
+        for start, stop in self._bounds():
+            if order is None:
+                yield dataset[slice(start, stop)]
+                continue
+            features, labels, weights = dataset.at(
+                order[start:stop], None if views is None else views[start:stop]
+            )
+            yield features, (labels, weights)
+
+    def _bounds(self) -> list[tuple[int, int]]:
+        n = len(self.dataset)
+        starts = list(range(0, n, self.batch_size))
+        if len(starts) > 1 and n - starts[-1] == 1:
+            starts.pop()
+        return list(zip(starts, [*starts[1:], n], strict=True))
+
+
+class Mixer:
+    """Blend the images of a batch in pairs: mixup and cutmix.
+
+    Parameters
+    ----------
+    mixup, cutmix : float
+        Of the Beta(a, a) that a pair's shares are drawn from; 0 is without. With both, each
+        batch draws one of them.
+
+    References
+    ----------
+    H. Zhang et al., mixup: Beyond Empirical Risk Minimization (2018), arXiv:1710.09412;
+    S. Yun et al., CutMix (2019), arXiv:1905.04899. On features they blend what the frozen
+    stages give: V. Verma et al., Manifold Mixup (2019), arXiv:1806.05236.
+    """
+
+    def __init__(self, mixup: float, cutmix: float) -> None:
+        self.mixup = mixup
+        self.cutmix = cutmix
+
+    def __call__(self, features: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Blend.
+
+        Parameters
+        ----------
+        features : tensor of shape (n, ...)
+
+        Returns
+        -------
+        features : tensor of shape (n, ...)
+        partner : int64 tensor of shape (n,)
+            The place of each image's other half in the batch.
+        share : float
+            Of the image itself.
+        """
+        partner = torch.randperm(len(features))
+        # numpy has the Beta distribution as one number; its seed comes from torch's generator.
+        draw = np.random.default_rng(int(torch.randint(2**31, ())))
+        cuts = self.cutmix > 0 and features.ndim == 4
+        if cuts and (not self.mixup or draw.random() < 0.5):
+            mixed, share = _paste(features, features[partner], draw.beta(self.cutmix, self.cutmix))
+            return mixed, partner, share
+        share = float(draw.beta(self.mixup, self.mixup))
+        mixed = torch.lerp(features[partner].float(), features.float(), share)
+        whole = not features.is_floating_point()
+        return (mixed.round() if whole else mixed).to(features.dtype), partner, share
+
+
+def _paste(features: Tensor, others: Tensor, share: float) -> tuple[Tensor, float]:
+    """Put a rectangle of the others over features; it takes 1 - share of the area."""
+    height, width = features.shape[-2:]
+    side = (1 - share) ** 0.5
+    rows, columns = round(height * side), round(width * side)
+    top = int(torch.randint(height - rows + 1, ()))
+    left = int(torch.randint(width - columns + 1, ()))
+    window = (..., slice(top, top + rows), slice(left, left + columns))
+    mixed = features.clone()
+    mixed[window] = others[window]
+    return mixed, 1 - rows * columns / (height * width)

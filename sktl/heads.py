@@ -1,0 +1,101 @@
+"""The new head: from pooled features to logits."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+Head = str | tuple[int, ...] | Callable[[int, int], nn.Module]
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """What builds a head.
+
+    Attributes
+    ----------
+    head : "linear", tuple of int or callable
+    n_classes : int
+    dropout : float
+    in_features : int
+    """
+
+    head: Head
+    n_classes: int
+    dropout: float
+    in_features: int
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is one linear layer without dropout, so that its fit is a convex problem."""
+        return self.head == "linear" and not self.dropout
+
+    def make(self, seed: int) -> nn.Module:
+        """Build it, with weights that depend on the seed alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return make_head(self.head, self.in_features, self.n_classes, self.dropout)
+
+
+def make_head(head: Head, in_features: int, n_classes: int, dropout: float) -> nn.Module:
+    """Build a head.
+
+    Parameters
+    ----------
+    head : "linear", tuple of int or callable
+        Hidden widths with ReLU between them, or what makes a module of
+        ``(in_features, n_classes)``.
+    in_features, n_classes : int
+    dropout : float
+        Share of its inputs that each linear layer loses in training.
+
+    Returns
+    -------
+    torch.nn.Module
+        From features to logits.
+
+    Raises
+    ------
+    TypeError
+        If a callable returns something else.
+    ValueError
+        If its module doesn't map features to logits.
+    """
+    if callable(head):
+        return _made_by(head, in_features, n_classes)
+    widths = (in_features, *(() if head == "linear" else head), n_classes)
+    layers: list[nn.Module] = []
+    for i, (width, following) in enumerate(zip(widths, widths[1:], strict=False)):
+        layers += [nn.ReLU()] if i else []
+        layers += [nn.Dropout(dropout)] if dropout else []
+        layers.append(nn.Linear(width, following))
+    return nn.Sequential(*layers)
+
+
+def _made_by(head: Callable[[int, int], nn.Module], in_features: int, n_classes: int) -> nn.Module:
+    made = head(in_features, n_classes)
+    if not isinstance(made, nn.Module):
+        raise TypeError(
+            f"The head callable must return a torch.nn.Module, got {type(made).__name__}."
+        )
+    module = copy.deepcopy(made).cpu()  # it may return one module each time
+    wanted = f"map features of shape (n, {in_features}) to logits of shape (n, {n_classes})"
+    with torch.no_grad():
+        try:
+            logits = module.eval()(torch.zeros(2, in_features))
+        except Exception as error:
+            raise ValueError(
+                f"The head callable's module must {wanted}, but it failed: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+    if not isinstance(logits, Tensor) or logits.shape != (2, n_classes):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"The head callable's module must {wanted}, but for n=2 it gave {got}. The callable "
+            "gets both widths: (in_features, n_classes)."
+        )
+    return module

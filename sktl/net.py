@@ -1,0 +1,544 @@
+"""The skorch net that trains: suffix and head, from features to logits."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import skorch
+import torch
+from skorch.callbacks import Callback, EpochTimer, PassthroughScoring, PrintLog
+from skorch.utils import FirstStepAccumulator, to_device
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from . import logistic
+from .batches import FeatureRows, Mixer, TensorBatches
+from .optimization import (
+    OPTIMIZERS,
+    StepSizes,
+    TrainingPlan,
+    default_lr,
+    optimizer_settings,
+    parameter_groups,
+)
+
+_MIN_MOMENTUM = 0.1  # torch's default for batch norm
+_BATCH_EVENTS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
+_PREDICT_BATCH = {"rows": 4096, "maps": 64}
+
+Batch = tuple[Tensor, tuple[Tensor, Tensor]]
+
+
+class SuffixAndHead(nn.Module):
+    """What trains: the stages after the freeze depth, and the head.
+
+    Parameters
+    ----------
+    suffix, head : torch.nn.Module
+    precision : {"float32", "bfloat16"}
+        Of the suffix's arithmetic; its weights are float32.
+    """
+
+    def __init__(self, suffix: nn.Module, head: nn.Module, precision: str = "float32") -> None:
+        super().__init__()
+        self.suffix = suffix.to(memory_format=torch.channels_last)
+        self.head = head
+        self.low_precision = precision == "bfloat16"
+
+    def forward(self, features: Tensor) -> Tensor:
+        """From features at the freeze depth to logits."""
+        logits: Tensor = self.head(self._pooled(features))
+        return logits
+
+    def _pooled(self, features: Tensor) -> Tensor:
+        weight = next(self.head.parameters(), None)
+        if features.dtype is torch.bfloat16 and not self.low_precision:
+            features = features.float()
+        if features.ndim == 4:
+            features = features.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=self.low_precision):
+            pooled: Tensor = self.suffix(features)
+        return pooled.to(torch.float32 if weight is None else weight.dtype)
+
+
+class _RowLoss(nn.Module):
+    """One loss for each row, so that rows can be weighted."""
+
+    def __init__(self, criterion: Any = "cross_entropy", label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        # skorch moves it to the net's device, and the user's own stays where it is.
+        self.criterion = copy.deepcopy(criterion)
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self.criterion != "cross_entropy":
+            losses: Tensor = self.criterion(logits, labels)
+            if not isinstance(losses, Tensor) or losses.shape != labels.shape:
+                is_tensor = isinstance(losses, Tensor)
+                got = tuple(losses.shape) if is_tensor else type(losses).__name__
+                raise ValueError(
+                    f"criterion must give one loss for each row, of shape {tuple(labels.shape)}, "
+                    f'got {got}. A torch loss does with reduction="none".'
+                )
+            return losses
+        return F.cross_entropy(
+            logits, labels, reduction="none", label_smoothing=self.label_smoothing
+        )
+
+
+class _LastStepAccumulator(FirstStepAccumulator):
+    def store_step(self, step: Any) -> None:
+        self.step = step
+
+
+class SuffixNet(skorch.NeuralNetClassifier):
+    """The skorch net behind :class:`PretrainedImageClassifier`; its X are features.
+
+    Parameters
+    ----------
+    plan : TrainingPlan
+    stages : dict of str to int, default={}
+        The number of the stage that a module or weight of the suffix belongs to, by name.
+    prepare : callable or None, default=None
+        What training does to a batch first: augmentation, or all that leads to features.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        plan: TrainingPlan,
+        stages: dict[str, int] | None = None,
+        prepare: Callable[[Tensor], Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.plan = plan
+        self.stages = stages
+        self.prepare = prepare
+
+    @property
+    def full_batch(self) -> bool:
+        """Whether every step sees all rows."""
+        return self.plan.full_batch
+
+    @property
+    def seed(self) -> int:
+        """Of all that is random in training."""
+        return self.plan.seed
+
+    def _is_logistic(self) -> bool:
+        """Whether training is logistic regression on the features."""
+        return (
+            not any(True for _ in self.module_.suffix.parameters())
+            and _is_linear(self.module_.head)
+            and self.criterion_.criterion == "cross_entropy"
+        )
+
+    @property
+    def _default_callbacks(self) -> list[tuple[str, Any]]:
+        log = [("print_log", PrintLog())] if self.verbose else []
+        loss = PassthroughScoring(name="train_loss", on_train=True)
+        return [("epoch_timer", EpochTimer()), ("train_loss", loss), *log]
+
+    def get_dataset(self, X: Any, y: Any = None) -> FeatureRows:
+        """Wrap features that aren't wrapped yet."""
+        if isinstance(X, FeatureRows):
+            return X
+        labels = None if y is None else torch.as_tensor(np.asarray(y), dtype=torch.int64)
+        return FeatureRows(torch.as_tensor(X), labels)
+
+    def get_split_datasets(
+        self, X: Any, y: Any = None, **fit_params: Any
+    ) -> tuple[FeatureRows, FeatureRows | None]:
+        """The rows that train, and those that don't and are watched."""
+        return self.get_dataset(X, y), self.valid_rows
+
+    def get_iterator(self, dataset: FeatureRows, training: bool = False) -> TensorBatches:
+        """Slices of the tensors; in training, shuffled in an order of the epoch's own."""
+        if not training:
+            return TensorBatches(dataset, self.iterator_valid__batch_size)
+        if self.full_batch:
+            return TensorBatches(dataset, len(dataset))
+        seed = self.seed + len(self.history)
+        return TensorBatches(dataset, self.batch_size, torch.Generator().manual_seed(seed))
+
+    def get_params_for_optimizer(self, prefix: str, named_parameters: Any) -> tuple[Any, Any]:
+        """Smaller steps for pretrained layers, and no decay of biases and norms."""
+        named = list(named_parameters)
+        args, settings = super().get_params_for_optimizer(prefix, named)
+        if self.full_batch:
+            return args, settings
+        return (parameter_groups(named, self._stage_of, self.n_stages, self.plan),), settings
+
+    def _stage_of(self, name: str) -> int | None:
+        """The stage of a module or weight; None for the head."""
+        part, _, rest = name.partition(".")
+        return (self.stages or {}).get(rest, 0) if part == "suffix" else None
+
+    @property
+    def n_stages(self) -> int:
+        """Number of stages that train."""
+        return max((self.stages or {}).values(), default=0) + 1
+
+    # An epoch -------------------------------------------------------------------------
+
+    def begin(self, n_rows: int, valid_rows: FeatureRows | None = None) -> None:
+        """Get ready to train on so many rows, and to watch others."""
+        plan = self.plan
+        self.valid_rows = valid_rows
+        n_batches = max(1, -(-n_rows // plan.batch_size))
+        n_steps = plan.max_epochs * -(-n_batches // plan.accumulation_steps)
+        self._step_sizes = StepSizes(self.optimizer_, plan, n_steps)
+        self._mixer = Mixer(plan.mixup, plan.cutmix) if plan.mixup or plan.cutmix else None
+        self._average = WeightAverage(self.module_, plan.ema_decay) if plan.ema_decay else None
+        self._frozen: list[nn.Module] = []
+
+    def unfreeze(self, n_stages: int) -> None:
+        """Let the last stages train, and none before them."""
+        first = self.n_stages - n_stages
+        for name, parameter in self.module_.named_parameters():
+            stage = self._stage_of(name)
+            parameter.requires_grad_(stage is None or stage >= first)
+        self._frozen = [
+            module
+            for name, module in self.module_.suffix.named_modules()
+            if (self.stages or {}).get(name, first) < first
+        ]
+
+    def run_single_epoch(
+        self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any
+    ) -> None:
+        """Run an epoch; where nobody watches single batches, without telling of them."""
+        if iterator is None:
+            return
+        if not training:
+            self._validate(iterator)
+        elif self.full_batch:
+            super().run_single_epoch(iterator, training, prefix, step_fn, **fit_params)
+        else:
+            self._train_epoch(iterator)
+
+    def _train_epoch(self, iterator: TensorBatches) -> None:
+        self.module_.train()
+        self.criterion_.train()
+        for module in self._frozen:
+            module.training = False  # batch norm keeps its statistics, dropout is off
+        take_step = self._watched_step if self._is_watched() else self._step
+        losses, sizes = [], []
+        batches = iter(iterator)
+        while group := list(islice(batches, self.plan.accumulation_steps)):
+            losses += [loss for loss, _ in take_step(group)]
+            sizes += [len(batch[0]) for batch in group]
+        rows = self.history[-1]["batches"]
+        while len(rows) < len(sizes):
+            self.history.new_batch()
+        for row, value, size in zip(rows, torch.stack(losses).tolist(), sizes, strict=True):
+            row.update(train_loss=value, train_batch_size=size)
+        groups = self.optimizer_.param_groups
+        self.history.record("lr", groups[0]["lr"])
+        if any(True for _ in self.module_.suffix.parameters()):
+            self.history.record("backbone_lr", groups[-1]["lr"])
+
+    def _step(self, group: Sequence[Batch]) -> list[tuple[Tensor, Tensor]]:
+        """Take one step on a group of batches; give loss and logits of each."""
+        results: list[tuple[Tensor, Tensor]] = []
+
+        def compute_gradient() -> Tensor:
+            self.optimizer_.zero_grad()
+            results[:] = [self._add_gradient(batch, 1 / len(group)) for batch in group]
+            if self.plan.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(self.module_.parameters(), self.plan.max_grad_norm)
+            return torch.stack([loss for loss, _ in results]).mean()
+
+        self._update(compute_gradient)
+        return results
+
+    def _update(self, compute_gradient: Callable[[], Tensor]) -> None:
+        self._step_sizes.before_step()
+        if type(self.optimizer_) in OPTIMIZERS.values():
+            compute_gradient()
+            self.optimizer_.step()
+        else:
+            self.optimizer_.step(compute_gradient)  # it may want to look more than once
+        self._step_sizes.after_step()
+        if self._average is not None:
+            self._average.update()
+
+    def _watched_step(self, group: Sequence[Batch]) -> list[tuple[Tensor, Tensor]]:
+        """Do as `_step` does, and tell callbacks what skorch would tell."""
+        for batch in group:
+            self.notify("on_batch_begin", batch=batch, training=True)
+        results = self._step(group)
+        rows = self.history[-1]["batches"][-len(group) :]
+        for batch, (loss, logits), row in zip(group, results, rows, strict=True):
+            row.update(train_loss=float(loss), train_batch_size=len(batch[0]))
+            self.notify("on_batch_end", batch=batch, training=True, loss=loss, y_pred=logits)
+        return results
+
+    def _add_gradient(self, batch: Batch, share: float) -> tuple[Tensor, Tensor]:
+        if self.device != "cpu":
+            batch = to_device(batch, self.device)
+        features, (labels, weights) = batch
+        if self.prepare is not None:
+            features = self.prepare(features).to(labels.device)
+        if self._mixer is None and self._is_logistic():
+            return self._add_linear_gradient(features, labels, weights, share)
+        if self._mixer is None:
+            logits = self.module_(features)
+            loss = self.get_loss(logits, (labels, weights), training=True)
+        else:
+            features, partner, own = self._mixer(features)
+            logits = self.module_(features)
+            loss = own * self.get_loss(logits, (labels, weights), training=True)
+            others = labels[partner], weights[partner]
+            loss = loss + (1 - own) * self.get_loss(logits, others, training=True)
+        (share * loss).backward()  # type: ignore[no-untyped-call]
+        return loss.detach(), logits.detach()
+
+    @torch.no_grad()
+    def _add_linear_gradient(
+        self, features: Tensor, labels: Tensor, weights: Tensor, share: float
+    ) -> tuple[Tensor, Tensor]:
+        """The gradient that logistic regression is known to have."""
+        linear = self.module_.head[0]
+        rows = self.module_.suffix(features).to(linear.weight.dtype)
+        logits = linear(rows)
+        loss, error = logistic.loss_and_error(
+            logits, self._soft_targets[labels], (weights / len(rows))[:, None], dim=1
+        )
+        error *= share
+        for parameter, gradient in ((linear.weight, error.T @ rows), (linear.bias, error.sum(0))):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        return loss, logits
+
+    @cached_property
+    def _soft_targets(self) -> Tensor:
+        n_classes, smoothing = self.module_.head[0].out_features, self.criterion_.label_smoothing
+        return logistic.soft_targets(n_classes, smoothing).float().to(self.device)
+
+    def _is_watched(self) -> bool:
+        """Whether a callback wants to know of batches or gradients."""
+        return any(
+            getattr(type(callback), event) is not getattr(Callback, event)
+            for _, callback in self.callbacks_
+            for event in _BATCH_EVENTS
+        )
+
+    @torch.no_grad()
+    def _validate(self, iterator: TensorBatches) -> None:
+        """Record the loss and accuracy of the rows that don't train."""
+        self.module_.eval()
+        self.criterion_.eval()
+        totals = torch.zeros(3, dtype=torch.float64)
+        with self.averaged():
+            for batch in iterator:
+                features, (labels, weights) = to_device(batch, self.device)
+                logits = self.module_(features)
+                losses = self.criterion_(logits, labels)
+                right = logits.argmax(1) == labels
+                sums = [(weights * losses).sum(), (weights * right).sum(), weights.sum()]
+                totals += torch.stack(sums).cpu().double()
+        loss, right, weight = totals.tolist()
+        self.history.record("valid_loss", loss / weight)
+        self.history.record("valid_accuracy", right / weight)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Have the averaged weights for a while, if there are such."""
+        if self._average is None:
+            yield
+            return
+        with self._average.in_place():
+            yield
+
+    def finish(self) -> None:
+        """Keep the averaged weights, if there are such, and see that all are finite."""
+        if self._average is not None:
+            self._average.keep()
+        self.module_.requires_grad_(True)
+        if not all(bool(p.isfinite().all()) for p in self.module_.parameters()):
+            self._raise_diverged("weights were no longer finite")
+
+    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
+        """Stop when training has diverged: nothing after it makes sense."""
+        losses = np.asarray(self.history[-1, "batches", :, "train_loss"])
+        if not np.isfinite(losses).all():
+            self._raise_diverged(f"the loss was {losses[~np.isfinite(losses)][0]}")
+        if not self.full_batch:
+            watched = self.history[-1].get("valid_loss", float(losses.mean()))
+            self._step_sizes.after_epoch(watched)
+
+    def _raise_diverged(self, what: str) -> None:
+        raise ValueError(
+            f"Training diverged with lr={self.lr:g}: {what} in epoch {len(self.history)}. Choose a "
+            "smaller lr."
+        )
+
+    # The full-batch method --------------------------------------------------------------
+
+    def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """Take one step; in logistic regression on all rows, the only one."""
+        if not (self.full_batch and self._is_logistic() and self.lr == default_lr("lbfgs")):
+            step: dict[str, Any] = super().train_step(batch, **fit_params)
+            return step
+        features, (labels, weights) = (to_device(part, self.device) for part in batch)
+        linear = self.module_.head[0]
+        solution = logistic.solve(
+            self.module_.suffix(features),
+            labels,
+            weights,
+            linear.out_features,
+            weight_decay=self.plan.weight_decay,
+            label_smoothing=self.criterion_.label_smoothing,
+            max_iter=self.optimizer__max_iter,
+        )
+        with torch.no_grad():
+            linear.weight.copy_(solution.weight)
+            linear.bias.copy_(solution.bias)
+            logits = linear(features.to(linear.weight.dtype))
+        self.n_steps_ = solution.n_iter
+        return {"loss": torch.tensor(solution.loss), "y_pred": logits}
+
+    def get_train_step_accumulator(self) -> FirstStepAccumulator:
+        """Of the evaluations that a full-batch step makes, the last tells its result."""
+        return _LastStepAccumulator() if self.full_batch else FirstStepAccumulator()
+
+    def get_loss(
+        self, y_pred: Tensor, y_true: Any, X: Any = None, training: bool = False
+    ) -> Tensor:
+        """Mean loss of the rows, weighted, plus the L2 penalty of a full-batch fit."""
+        labels, weights = (part.to(y_pred.device) for part in y_true)
+        losses = self.criterion_(y_pred, labels)
+        loss: Tensor = (losses * weights.to(losses.dtype)).mean()
+        if training and self.full_batch and self.plan.weight_decay:
+            squares = [p.square().sum() for p in self.module_.parameters() if p.ndim > 1]
+            loss = loss + 0.5 * self.plan.weight_decay * sum(squares)
+        return loss
+
+
+class WeightAverage:
+    """The exponential moving average of a module's weights and statistics.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    decay : float
+        What the average keeps of itself in a step, once there have been many.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self._n = 0
+        tensors = [*module.parameters(), *module.buffers()]
+        self._current = [t.detach() for t in tensors if t.is_floating_point()]
+        self._average = [t.clone() for t in self._current]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Count in the weights as they are now."""
+        self._n += 1
+        decay = min(self.decay, (1 + self._n) / (10 + self._n))  # else the start would stay long
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        average(self._average, self._current, self._n)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Have the average in the module for a while."""
+        kept = [t.clone() for t in self._current]
+        self.keep()
+        try:
+            yield
+        finally:
+            _copy(kept, self._current)
+
+    def keep(self) -> None:
+        """Put the average into the module."""
+        _copy(self._average, self._current)
+
+
+def _copy(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for source, target in zip(sources, targets, strict=True):
+            target.copy_(source)
+
+
+class Snapshot:
+    """A copy of a module's weights and statistics, to go back to."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._tensors = [*module.parameters(), *module.buffers()]
+        self._values = [t.detach().clone() for t in self._tensors]
+
+    def restore(self) -> None:
+        """Go back."""
+        _copy(self._values, [t.detach() for t in self._tensors])
+
+
+def _is_linear(head: nn.Module) -> bool:
+    """Whether :func:`make_head` made one linear layer and nothing else."""
+    return type(head) is nn.Sequential and len(head) == 1 and type(head[0]) is nn.Linear
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return F.softmax(logits, dim=1)
+
+
+def make_net(
+    suffix: nn.Module,
+    head: nn.Module,
+    plan: TrainingPlan,
+    precision: str,
+    device: torch.device,
+    *,
+    stages: dict[str, int] | None = None,
+    prepare: Callable[[Tensor], Tensor] | None = None,
+    callbacks: Any = None,
+) -> SuffixNet:
+    """Set up a net that is ready to be fitted."""
+    module = SuffixAndHead(suffix, head.to(plan.dtype), precision)
+    module.requires_grad_(True)
+    _quicken_statistics(suffix)
+    net = SuffixNet(
+        module,
+        plan=plan,
+        stages=stages,
+        prepare=prepare,
+        criterion=_RowLoss,
+        criterion__criterion=plan.criterion,
+        criterion__label_smoothing=plan.label_smoothing,
+        train_split=None,
+        predict_nonlinearity=_softmax,
+        max_epochs=1 if plan.full_batch else plan.max_epochs,
+        batch_size=-1 if plan.full_batch else plan.batch_size,
+        iterator_valid__batch_size=_predict_batch(suffix),
+        device="cpu" if plan.full_batch and device.type == "mps" else str(device),  # no float64
+        callbacks=callbacks,
+        verbose=plan.verbose,
+        **optimizer_settings(plan),
+    )
+    net.valid_rows = None
+    net.initialize()
+    return net
+
+
+def _quicken_statistics(suffix: nn.Module) -> None:
+    """Let batch-norm statistics follow within an epoch or two.
+
+    Some networks were trained with a momentum for months of ImageNet; with it, evaluation would
+    normalise by the old statistics what training normalised by the new.
+    """
+    for layer in suffix.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.momentum is not None:
+            layer.momentum = max(layer.momentum, _MIN_MOMENTUM)
+
+
+def _predict_batch(suffix: nn.Module) -> int:
+    trains = any(True for _ in suffix.parameters())
+    return _PREDICT_BATCH["maps" if trains else "rows"]
