@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -36,7 +37,6 @@ from .optimization import (
     OptimizerChoice,
     TrainingPlan,
     choose_optimizer,
-    default_backbone_lr,
     default_lr,
     default_max_epochs,
 )
@@ -421,7 +421,8 @@ class PretrainedImageClassifier(
         @contextmanager
         def observe(model: Model) -> Iterator[EpochObserver]:
             def fitted() -> dict[str, Any]:
-                return self._fitted_attributes(model, classes)
+                # A copy, since a model computes on with the weights of its first prediction.
+                return self._fitted_attributes(replace(model), classes)
 
             n_epochs = model.net.max_epochs
             with progress_bar("training", n_epochs, "epoch", self.verbose) as advance:
@@ -457,11 +458,11 @@ class PretrainedImageClassifier(
 
     def _plan(self, frozen: bool, seed: int, partial: bool) -> TrainingPlan:
         optimizer = self._choose_optimizer(frozen, partial)
-        lr = default_lr(optimizer) if self.lr is None else self.lr
+        lr = default_lr(optimizer, frozen=frozen) if self.lr is None else self.lr
         return TrainingPlan(
             optimizer=optimizer,
             lr=lr,
-            backbone_lr=default_backbone_lr(lr) if self.backbone_lr is None else self.backbone_lr,
+            backbone_lr=lr if self.backbone_lr is None else self.backbone_lr,
             layer_decay=self.layer_decay,
             weight_decay=self.weight_decay,
             schedule="constant" if partial else self.schedule,

@@ -201,7 +201,11 @@ class SuffixNet(skorch.NeuralNetClassifier):
         self._frozen: list[nn.Module] = []
 
     def unfreeze(self, n_stages: int) -> None:
-        """Let the last stages train, and none before them."""
+        """Let the last stages train, and none before them.
+
+        Batch norm that has learned statistics keeps them: those of a small batch of few images
+        are a worse guide.
+        """
         first = self.n_stages - n_stages
         for name, parameter in self.module_.named_parameters():
             stage = self._stage_of(name)
@@ -209,7 +213,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
         self._frozen = [
             module
             for name, module in self.module_.suffix.named_modules()
-            if (self.stages or {}).get(name, first) < first
+            if module in self._learned_norms or (self.stages or {}).get(name, first) < first
         ]
 
     def run_single_epoch(
@@ -504,7 +508,7 @@ def make_net(
     """Set up a net that is ready to be fitted."""
     module = SuffixAndHead(suffix, head.to(plan.dtype), precision)
     module.requires_grad_(True)
-    _quicken_statistics(suffix)
+    learned = _learned_norms(suffix)
     net = SuffixNet(
         module,
         plan=plan,
@@ -524,19 +528,29 @@ def make_net(
         **optimizer_settings(plan),
     )
     net.valid_rows = None
+    net._learned_norms = learned
     net.initialize()
     return net
 
 
-def _quicken_statistics(suffix: nn.Module) -> None:
-    """Let batch-norm statistics follow within an epoch or two.
+def _learned_norms(suffix: nn.Module) -> set[nn.Module]:
+    """Find batch norm that has learned statistics, and quicken that which has not.
 
-    Some networks were trained with a momentum for months of ImageNet; with it, evaluation would
-    normalise by the old statistics what training normalised by the new.
+    Some networks are built with a momentum for months of ImageNet; from random weights,
+    evaluation would normalise by statistics of the start what training normalised by others.
     """
+    learned: set[nn.Module] = set()
     for layer in suffix.modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.momentum is not None:
+        if not isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            continue
+        mean, variance = layer.running_mean, layer.running_var
+        if mean is None or variance is None:
+            continue
+        if bool(mean.any()) or bool((variance != 1).any()):
+            learned.add(layer)
+        elif layer.momentum is not None:
             layer.momentum = max(layer.momentum, _MIN_MOMENTUM)
+    return learned
 
 
 def _predict_batch(suffix: nn.Module) -> int:
