@@ -82,6 +82,19 @@ class PretrainedImageClassifier(
         ``(in_features, n_classes)``.
     dropout : float, default=0.0
         Share of its inputs that each linear layer of the head loses in training.
+    augment : {"light", "trivialaugment", "randaugment"}, callable or None, default=None
+        Random variations of the images in training. "light" crops, turns, mirrors and changes
+        the light a little; the next two are torchvision's; a callable, such as a transform of
+        :mod:`torchvision.transforms.v2`, maps a uint8 tensor (3, h, w) to another of that shape.
+    n_views : int or None, default=4
+        With `augment` and frozen stages: of how many views of each image, the image itself among
+        them, the features are computed and kept. That costs as many passes over the images, once.
+        None draws a new view in each epoch, which costs a pass an epoch. Where nothing is frozen
+        each epoch has new views anyway.
+    mixup, cutmix : float, default=0.0
+        Parameter of the Beta distribution by which pairs of images are blended, or parts of one
+        pasted into another; 0 is without. Where stages are frozen, it is their output that is
+        blended [2]_. `cutmix` needs maps, so not all stages may be frozen.
     criterion : "cross_entropy" or callable, default="cross_entropy"
         The loss; a callable maps logits (n, n_classes) and labels (n,) to losses (n,).
     label_smoothing : float, default=0.0
@@ -90,20 +103,54 @@ class PretrainedImageClassifier(
         Weights of the classes, as in scikit-learn's classifiers.
     optimizer : {"auto", "lbfgs", "sgd", "adam", "adamw"} or class, default="auto"
         "auto" is "lbfgs" for the convex problem of a frozen backbone with a linear head, unless
-        `lr` is given or `dropout` used; else it is "adamw". "lbfgs" works on all rows at once in
-        float64; a linear head's optimum it finds by Newton's method, which takes fewer passes
-        (see :mod:`sktl.logistic`). A class is a subclass of :class:`torch.optim.Optimizer`.
+        `lr` is given or something random or stepwise asked for (`dropout`, `mixup`, `ema_decay`,
+        `max_grad_norm`, `early_stopping`, ``n_views=None``); else it is "adamw". "lbfgs" works on
+        all rows at once in float64; a linear head's optimum it finds by Newton's method, which
+        takes fewer passes (see :mod:`sktl.logistic`). "sgd" has a momentum of 0.9. A class is a
+        subclass of :class:`torch.optim.Optimizer`.
     lr : float or None, default=None
-        Learning rate of the head. None is 1e-3, and 1e-2 for "sgd".
+        Learning rate of the head, at its highest. None is 1e-3, and 1e-2 for "sgd"; three tenths
+        of that where stages train.
     backbone_lr : float or None, default=None
-        Learning rate of the stages that train. None is a tenth of `lr`.
+        Learning rate of the last stage that trains. None is `lr`.
+    layer_decay : float, default=1.0
+        What a stage's learning rate is of that of the stage after it.
     weight_decay : float, default=1e-3
         L2 penalty of the weights (not of biases and norms). With "lbfgs", half of it times their
         squared norm is added to the mean loss; else it is the optimizer's own parameter.
+    schedule : {"cosine", "constant", "one_cycle"} or callable, default="cosine"
+        How learning rates change from step to step: down to zero by a cosine, not at all, or up
+        and down while momentum goes down and up. A callable makes a torch scheduler of the
+        optimizer, such as ``functools.partial(StepLR, step_size=5)``.
+    warmup : float or None, default=None
+        Share of the steps in which the rates of a named schedule grow. None is 0.1 for "cosine",
+        0 for "constant" and 0.3 for "one_cycle".
+    unfreeze : {"head_first", "at_once", "gradual"}, default="head_first"
+        How stages that aren't frozen begin: after the head has been fitted to the features as
+        they are [1]_, together with a random head, or after the head, one by one from the last to
+        the first over the epochs [3]_.
     max_epochs : int or None, default=None
         Passes over the images; for "lbfgs", the most iterations. None is 20, and 1000 for "lbfgs".
     batch_size : int, default=32
-        Images a training step. "lbfgs" uses all.
+        Images a batch. "lbfgs" uses all.
+    accumulation_steps : int, default=1
+        Batches whose gradients make one step: as if batches were that much larger, in the memory
+        of one.
+    max_grad_norm : float or None, default=None
+        Longer gradients are shortened to this norm.
+    ema_decay : float or None, default=None
+        Keep the exponential moving average of the weights, with this decay a step, in place of
+        the last ones.
+    early_stopping : bool, default=False
+        Set aside some images of each class, stop when they are no longer classified better, and
+        bring back the best weights. Better is a higher accuracy, or the same with a lower loss.
+    validation_fraction : float, default=0.1
+        Share of the images that is set aside.
+    n_iter_no_change : int, default=5
+        Epochs without progress after which training stops.
+    warm_start : bool, default=False
+        Whether `fit` goes on from the last fit's weights, for another `max_epochs`. After a fit
+        with ``freeze="all"`` it may go on to another freeze depth.
     image_size : int or None, default=None
         Height and width in pixels at which the network sees the images. None is what its
         weights were trained with.
@@ -125,10 +172,12 @@ class PretrainedImageClassifier(
         Threads that read images, as in joblib.
     callbacks : list of skorch callbacks or None, default=None
     random_state : int, RandomState instance or None, default=None
-        Seed of the head's initial weights, the order of the batches, dropout, and of random
-        backbone weights.
+        Seed of the head's initial weights, the order of the batches, dropout, augmentation, the
+        split for `early_stopping`, and of random backbone weights. Views that are kept (see
+        `n_views`) depend on the image alone, so that fits share them.
     verbose : int, default=0
-        1 prints a line an epoch.
+        1 shows progress bars on a terminal or in a notebook, and elsewhere prints a line an epoch;
+        2 does both.
 
     Attributes
     ----------
@@ -140,9 +189,14 @@ class PretrainedImageClassifier(
     net_ : skorch.NeuralNetClassifier
         The suffix and head; its X are features at the freeze depth.
     history_ : list of dict
-        A row an epoch.
+        A row an epoch: its number, losses, the validation accuracy, learning rates at its end,
+        seconds. ``pandas.DataFrame(clf.history_)`` makes a table of it.
     n_iter_ : int
         Epochs run, or iterations of "lbfgs".
+    best_epoch_ : int
+        The epoch whose weights were kept. With `early_stopping` only.
+    validation_indices_ : ndarray of shape (n_validation,)
+        Rows of X that were set aside. With `early_stopping` only.
     stages_ : list of str
         Names of the backbone's stages in forward order.
     freeze_ : int
@@ -155,6 +209,19 @@ class PretrainedImageClassifier(
     See Also
     --------
     PretrainedImageFeatures : The frozen network as a transformer.
+
+    Notes
+    -----
+    Batch norm that has learned statistics keeps them, in stages that train as well; only that of
+    random weights learns them.
+
+    References
+    ----------
+    .. [1] A. Kumar et al., Fine-Tuning can Distort Pretrained Features and Underperform
+       Out-of-Distribution (2022), arXiv:2202.10054.
+    .. [2] V. Verma et al., Manifold Mixup (2019), arXiv:1806.05236.
+    .. [3] J. Howard and S. Ruder, Universal Language Model Fine-tuning for Text Classification
+       (2018), arXiv:1801.06146.
 
     Examples
     --------

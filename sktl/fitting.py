@@ -27,6 +27,11 @@ from .prefix import FrozenPrefix, freeze_prefix, prepare_all
 from .progress import progress_bar
 from .training import Observer, Outcome, train
 
+_OTHER_BACKBONE = (
+    "warm_start=True goes on from the last fit, but that had another backbone or other weights. "
+    "Set warm_start=False to begin anew."
+)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -322,24 +327,26 @@ def _go_on_from(start: Model, model: Model) -> None:
             'freeze="all" can a fit go on to another depth. Set warm_start=False to begin anew.'
         )
     if start.backbone is not model.backbone and not _same_network(start, model):
-        raise ValueError(
-            "warm_start=True goes on from the last fit, but that had another backbone or other "
-            "weights. Set warm_start=False to begin anew."
-        )
-    if everything:
-        net.module_.load_state_dict(before.module_.state_dict())
-        _remember_steps(before, net)
-    else:
-        net.module_.head.load_state_dict(before.module_.head.state_dict())
+        raise ValueError(_OTHER_BACKBONE)
+    try:
+        if everything:
+            net.module_.load_state_dict(before.module_.state_dict())
+            _remember_steps(before, net)
+        else:
+            net.module_.head.load_state_dict(before.module_.head.state_dict())
+    except RuntimeError as error:  # weights of other names or shapes
+        raise ValueError(_OTHER_BACKBONE) from error
     for row in before.history:
         net.history.new_epoch()
         net.history[-1].update({k: v for k, v in row.items() if k != "batches"})
 
 
 def _same_network(start: Model, model: Model) -> bool:
+    """Whether the frozen stages are the same; what trains is taken over with its weights."""
     if None not in (start.backbone.identity, model.backbone.identity):
         return start.backbone.identity == model.backbone.identity
-    ours, theirs = (m.backbone.prefix(m.depth, m.pooling).state_dict() for m in (model, start))
+    depth = min(start.depth, model.depth)
+    ours, theirs = (m.backbone.prefix(depth, m.pooling).state_dict() for m in (model, start))
     return ours.keys() == theirs.keys() and all(
         torch.equal(value, theirs[name]) for name, value in ours.items()
     )

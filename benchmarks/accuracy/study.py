@@ -1,6 +1,6 @@
 """Accuracy of freezing strategies on small sets of pictures, beside what people use today.
 
-python study.py stamps=/path/to/stamps ifct=/path/to/ifct --size 96 --epochs 10 --output results.json
+python study.py stamps=/path/to/stamps food=/path/to/food --fastai /path/to/python
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def with_sktl(**recipe: Any) -> Method:
-    """A recipe of sktl, with its defaults otherwise."""
+    """Make a method of a recipe, with sktl's defaults otherwise."""
 
     def predict(X: Paths, y: Any, X_test: Paths, args: argparse.Namespace) -> npt.NDArray[Any]:
         epochs = {"max_epochs": args.epochs} if recipe else {}
@@ -71,7 +71,7 @@ def logistic_regression(
 
 
 def hand_written(X: Paths, y: Any, X_test: Paths, args: argparse.Namespace) -> npt.NDArray[Any]:
-    """The loop of the usual tutorial: all weights, flips and crops, AdamW, a cosine."""
+    """Train as the usual tutorial does: all weights, flips and crops, AdamW, a cosine."""
     torch.manual_seed(0)
     classes, labels = np.unique(y, return_inverse=True)
     network = copy.deepcopy(load_backbone("efficientnet_lite0").splitter.network)
