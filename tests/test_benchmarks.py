@@ -20,10 +20,12 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
         "directory_cache.py --images 16 --repeats 1",
         "memory.py --few 16 --many 32",
         "import_time.py --repeats 1",
+        "training_step.py --images 64 --repeats 1",
+        "accuracy/study.py --digits 2 --size 32 --epochs 1 --folds 2 --output {output}",
     ],
 )
-def test_benchmarks_run(command):
-    script, *arguments = command.split()
+def test_benchmarks_run(command, tmp_path):
+    script, *arguments = command.format(output=tmp_path / "results.json").split()
     done = subprocess.run(
         [sys.executable, script, *arguments],
         cwd=BENCHMARKS,
@@ -32,4 +34,4 @@ def test_benchmarks_run(command):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert re.search(r"\d+\.\d{3} of |\d+ MB more", done.stdout)
+    assert re.search(r"\d+\.\d{3} of |\d+ MB more|\d\.\d{3} \+- ", done.stdout)

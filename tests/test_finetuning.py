@@ -802,4 +802,3 @@ def test_progress_bar_of_scikit_learn_through_search_and_pipeline(make, data, ca
     assert search.best_estimator_.score(*data) > 0.3
     shown = capsys.readouterr().out
     assert "PretrainedImageClassifier" in shown
-    assert "epoch" in shown
