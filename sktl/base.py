@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from numbers import Integral
-from typing import Any, Self
+from typing import Any
 
 import numpy.typing as npt
 import torch
@@ -76,12 +76,6 @@ class ImageEstimator(BaseEstimator):
 
     def _n_jobs(self) -> int:
         return int(effective_n_jobs(self.n_jobs))
-
-    def __copy__(self) -> Self:
-        # Fitted attributes are shared; the default would store and restore the network.
-        copied = type(self).__new__(type(self))
-        copied.__dict__.update(self.__dict__)
-        return copied
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -122,6 +123,8 @@ class SuffixNet(skorch.NeuralNetClassifier):
         self.plan = plan
         self.stages = stages
         self.prepare = prepare
+        self.valid_rows: FeatureRows | None = None
+        self._is_ready = False
 
     @property
     def full_batch(self) -> bool:
@@ -192,13 +195,28 @@ class SuffixNet(skorch.NeuralNetClassifier):
     def begin(self, n_rows: int, valid_rows: FeatureRows | None = None) -> None:
         """Get ready to train on so many rows, and to watch others."""
         plan = self.plan
-        self.valid_rows = valid_rows
         n_batches = max(1, -(-n_rows // plan.batch_size))
         n_steps = plan.max_epochs * -(-n_batches // plan.accumulation_steps)
+        self._get_ready(plan, n_steps)
+        self.valid_rows = valid_rows
+
+    def _get_ready(self, plan: TrainingPlan, n_steps: int) -> None:
+        self.valid_rows = None
         self._step_sizes = StepSizes(self.optimizer_, plan, n_steps)
         self._mixer = Mixer(plan.mixup, plan.cutmix) if plan.mixup or plan.cutmix else None
         self._average = WeightAverage(self.module_, plan.ema_decay) if plan.ema_decay else None
-        self._frozen: list[nn.Module] = []
+        self._frozen: list[nn.Module] = list(self._learned_norms)
+        self._is_ready = True
+
+    def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        """Who calls skorch's own methods trains with steps of a constant size."""
+        if not self._is_ready:
+            self._get_ready(replace(self.plan, schedule="constant", warmup=0.0, ema_decay=None), 1)
+
+    def on_train_end(self, net: Any, **kwargs: Any) -> None:
+        """Be ready for nothing more."""
+        self._step_sizes.finish()
+        self._is_ready = False
 
     def unfreeze(self, n_stages: int) -> None:
         """Let the last stages train, and none before them.
@@ -527,7 +545,6 @@ def make_net(
         verbose=plan.verbose,
         **optimizer_settings(plan),
     )
-    net.valid_rows = None
     net._learned_norms = learned
     net.initialize()
     return net

@@ -263,6 +263,11 @@ class StepSizes:
         elif self._scheduler is not None and not isinstance(self._scheduler, OneCycleLR | CyclicLR):
             self._scheduler.step()
 
+    def finish(self) -> None:
+        """Leave the optimizer with the rates that it began with."""
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak
+
     def _factor(self, progress: float) -> float:
         """Share of the highest rate after a share of the steps."""
         warmup = self._warmup or 0.0

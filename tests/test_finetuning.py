@@ -106,7 +106,7 @@ def plan_of(make, data, **params):
 
 def test_rates_fall_from_stage_to_stage(make, data):
     clf = make(lr=1e-2, backbone_lr=1e-3, layer_decay=0.5, weight_decay=0.1, max_epochs=1)
-    clf.set_params(schedule="constant").fit(*data)
+    clf.fit(*data)
     rates = {}
     for group in clf.net_.optimizer_.param_groups:
         for name, parameter in clf.net_.module_.named_parameters():

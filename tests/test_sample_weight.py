@@ -44,6 +44,7 @@ def make(seed=0, **params):
         "backbone_lr": 3e-3,
         "max_epochs": 5,
         "batch_size": 16,
+        "schedule": "constant",
     }
     return PretrainedImageClassifier(small_network, random_state=seed, **(settings | params))
 

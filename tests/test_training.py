@@ -444,7 +444,7 @@ def settings_by_name(net):
 
 @pytest.mark.parametrize(
     ("lr", "backbone_lr", "head_expected", "suffix_expected"),
-    [(None, None, 1e-3, 1e-4), (1e-2, None, 1e-2, 1e-3), (1e-2, 1e-5, 1e-2, 1e-5)],
+    [(None, None, 3e-4, 3e-4), (1e-2, None, 1e-2, 1e-2), (1e-2, 1e-5, 1e-2, 1e-5)],
 )
 def test_step_sizes_and_decay(make, photographs, lr, backbone_lr, head_expected, suffix_expected):
     clf = make(freeze=2, head=(5,), lr=lr, backbone_lr=backbone_lr, weight_decay=0.02, max_epochs=1)
