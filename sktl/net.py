@@ -105,7 +105,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
     Parameters
     ----------
     plan : TrainingPlan
-    stages : dict of str to int, default={}
+    stages : dict of str to int, or None
         The number of the stage that a module or weight of the suffix belongs to, by name.
     prepare : callable or None, default=None
         What training does to a batch first: augmentation, or all that leads to features.
@@ -252,11 +252,12 @@ class SuffixNet(skorch.NeuralNetClassifier):
         self.criterion_.train()
         for module in self._frozen:
             module.training = False  # batch norm keeps its statistics, dropout is off
-        take_step = self._watched_step if self._is_watched() else self._step
+        watched = self._is_watched()
         losses, sizes = [], []
         batches = iter(iterator)
         while group := list(islice(batches, self.plan.accumulation_steps)):
-            losses += [loss for loss, _ in take_step(group)]
+            results = self._watched_step(group) if watched else self._step(group)
+            losses += [loss for loss, _ in results]
             sizes += [len(batch[0]) for batch in group]
         rows = self.history[-1]["batches"]
         while len(rows) < len(sizes):
@@ -268,7 +269,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
         if any(True for _ in self.module_.suffix.parameters()):
             self.history.record("backbone_lr", groups[-1]["lr"])
 
-    def _step(self, group: Sequence[Batch]) -> list[tuple[Tensor, Tensor]]:
+    def _step(self, group: Sequence[Batch], watched: bool = False) -> list[tuple[Tensor, Tensor]]:
         """Take one step on a group of batches; give loss and logits of each."""
         results: list[tuple[Tensor, Tensor]] = []
 
@@ -277,6 +278,11 @@ class SuffixNet(skorch.NeuralNetClassifier):
             results[:] = [self._add_gradient(batch, 1 / len(group)) for batch in group]
             if self.plan.max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(self.module_.parameters(), self.plan.max_grad_norm)
+            if watched:
+                named = list(self.module_.named_parameters())
+                self.notify(
+                    "on_grad_computed", named_parameters=named, batch=group[-1], training=True
+                )
             return torch.stack([loss for loss, _ in results]).mean()
 
         self._update(compute_gradient)
@@ -297,7 +303,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
         """Do as `_step` does, and tell callbacks what skorch would tell."""
         for batch in group:
             self.notify("on_batch_begin", batch=batch, training=True)
-        results = self._step(group)
+        results = self._step(group, watched=True)
         rows = self.history[-1]["batches"][-len(group) :]
         for batch, (loss, logits), row in zip(group, results, rows, strict=True):
             row.update(train_loss=float(loss), train_batch_size=len(batch[0]))
