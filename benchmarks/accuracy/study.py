@@ -191,6 +191,17 @@ def run(
     return results
 
 
+def table(results: dict[str, Any]) -> str:
+    """Write means and standard errors as a Markdown table, with the mean over the sets."""
+    methods = list(dict.fromkeys(m for scores in results.values() for m in scores))
+    lines = [["", *results, "mean"], ["---"] * (len(results) + 2)]
+    for method in methods:
+        found = [results[name][method] for name in results]
+        cells = [f"{one['mean']:.3f} ± {one['error']:.3f}" for one in found]
+        lines.append([method, *cells, f"{np.mean([one['mean'] for one in found]):.3f}"])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def main() -> None:
     """Print a table, and write the scores of all folds."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -225,6 +236,7 @@ def main() -> None:
         for name, X, y, per_class in sets:
             results[name] = run(name, X, y, folds_of(y, args.folds, per_class), methods, args)
             Path(args.output).write_text(json.dumps(results, indent=1))
+    print(table(results))
 
 
 if __name__ == "__main__":
