@@ -97,7 +97,7 @@ def rows():
 def grid(paths):
     X, y, _, _ = paths
     params = {"freeze": ["all", -1], "lr": [1e-2, 1e-7]}
-    return GridSearchCV(make(max_epochs=3), params, cv=3).fit(X, y)
+    return GridSearchCV(make(max_epochs=3, unfreeze="at_once"), params, cv=3).fit(X, y)
 
 
 # Clones and pipelines -------------------------------------------------------------------
