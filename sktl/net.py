@@ -205,6 +205,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
         self._step_sizes = StepSizes(self.optimizer_, plan, n_steps)
         self._mixer = Mixer(plan.mixup, plan.cutmix) if plan.mixup or plan.cutmix else None
         self._average = WeightAverage(self.module_, plan.ema_decay) if plan.ema_decay else None
+        self._knows_gradient = self._mixer is None and self._is_logistic()
         self._frozen: list[nn.Module] = list(self._learned_norms)
         self._is_ready = True
 
@@ -273,8 +274,12 @@ class SuffixNet(skorch.NeuralNetClassifier):
         """Take one step on a group of batches; give loss and logits of each."""
         results: list[tuple[Tensor, Tensor]] = []
 
-        def compute_gradient() -> Tensor:
-            self.optimizer_.zero_grad()
+        def compute_gradient() -> Tensor | None:
+            if self._knows_gradient:
+                for parameter in self.module_.head.parameters():
+                    parameter.grad = None  # what zero_grad does, at a tenth of the cost
+            else:
+                self.optimizer_.zero_grad()
             results[:] = [self._add_gradient(batch, 1 / len(group)) for batch in group]
             if self.plan.max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(self.module_.parameters(), self.plan.max_grad_norm)
@@ -283,14 +288,11 @@ class SuffixNet(skorch.NeuralNetClassifier):
                 self.notify(
                     "on_grad_computed", named_parameters=named, batch=group[-1], training=True
                 )
-            return torch.stack([loss for loss, _ in results]).mean()
+            return None if known else torch.stack([loss for loss, _ in results]).mean()
 
-        self._update(compute_gradient)
-        return results
-
-    def _update(self, compute_gradient: Callable[[], Tensor]) -> None:
+        known = type(self.optimizer_) in OPTIMIZERS.values()
         self._step_sizes.before_step()
-        if type(self.optimizer_) in OPTIMIZERS.values():
+        if known:
             compute_gradient()
             self.optimizer_.step()
         else:
@@ -298,6 +300,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
         self._step_sizes.after_step()
         if self._average is not None:
             self._average.update()
+        return results
 
     def _watched_step(self, group: Sequence[Batch]) -> list[tuple[Tensor, Tensor]]:
         """Do as `_step` does, and tell callbacks what skorch would tell."""
@@ -316,7 +319,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
         features, (labels, weights) = batch
         if self.prepare is not None:
             features = self.prepare(features).to(labels.device)
-        if self._mixer is None and self._is_logistic():
+        if self._knows_gradient:
             return self._add_linear_gradient(features, labels, weights, share)
         if self._mixer is None:
             logits = self.module_(features)
@@ -341,7 +344,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
         loss, error = logistic.loss_and_error(
             logits, self._soft_targets[labels], (weights / len(rows))[:, None], dim=1
         )
-        error *= share
+        error = error if share == 1 else error * share
         for parameter, gradient in ((linear.weight, error.T @ rows), (linear.bias, error.sum(0))):
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         return loss, logits
