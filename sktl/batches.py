@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .backbones.split import spatial_axes
+
 _SHUFFLED_AT_ONCE = 2**26  # bytes of features that are put in an epoch's order by copying
 
 
@@ -156,12 +158,14 @@ class Mixer:
 
 def _paste(features: Tensor, others: Tensor, share: float) -> tuple[Tensor, float]:
     """Put a rectangle of the others over features; it takes 1 - share of the area."""
-    height, width = features.shape[-2:]
-    side = (1 - share) ** 0.5
-    rows, columns = round(height * side), round(width * side)
-    top = int(torch.randint(height - rows + 1, ()))
-    left = int(torch.randint(width - columns + 1, ()))
-    window = (..., slice(top, top + rows), slice(left, left + columns))
+    window = [slice(None)] * features.ndim
+    area = 1.0
+    for axis in spatial_axes(features.shape):
+        length = features.shape[axis]
+        side = round(length * (1 - share) ** 0.5)
+        start = int(torch.randint(length - side + 1, ()))
+        window[axis] = slice(start, start + side)
+        area *= side / length
     mixed = features.clone()
-    mixed[window] = others[window]
-    return mixed, 1 - rows * columns / (height * width)
+    mixed[tuple(window)] = others[tuple(window)]
+    return mixed, 1 - area

@@ -591,6 +591,11 @@ class PretrainedImageClassifier(
                 f"classes={classes.tolist()} differ from those of the earlier call, "
                 f"{self.classes_.tolist()}."
             )
+        if isinstance(self.class_weight, str):
+            raise ValueError(
+                f"class_weight={self.class_weight!r} can't be known from a part of the images. "
+                "Pass a dict from class to weight to use partial_fit."
+            )
         part = column_or_1d(y, warn=True)
         unknown = sorted(set(part.tolist()) - set(classes.tolist()), key=str)
         if unknown:

@@ -116,27 +116,33 @@ def _run_epochs(
         if observer is not None:
             observer.epoch_begins()
         n_whole = len(net.history)
+        stop = False
         try:
             net.fit_loop(rows, None, epochs=1)
         except KeyboardInterrupt:
-            if _stopped_early(net):
-                break
-            if whole is None:
-                raise
-            del net.history[n_whole:]
-            net.finish()
-            whole.restore()
-            return Outcome(interrupted=True)
+            stop = _stopped_early(net)
+            if not stop:
+                if whole is None:
+                    raise
+                return _back_to(whole, net, n_whole)
         if keep_epochs:
             with net.averaged():
                 whole = Snapshot(net.module_)
-        stop = best is not None and best.is_enough()
+        stop = (best is not None and best.is_enough()) or stop
         if observer is not None:
             stop = observer.epoch_ends(history_rows(net)[-1]) or stop
         if stop:
             break
     net.finish()
     return Outcome(None if best is None else best.restore())
+
+
+def _back_to(whole: Snapshot, net: SuffixNet, n_epochs: int) -> Outcome:
+    """Leave the net as it was after its last whole epoch."""
+    del net.history[n_epochs:]
+    net.finish()
+    whole.restore()
+    return Outcome(interrupted=True)
 
 
 class _Best:

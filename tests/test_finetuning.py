@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from skorch.callbacks import Callback, GradientNormClipping
+from skorch.callbacks import Callback, EarlyStopping, GradientNormClipping
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
 from torchvision.models.resnet import BasicBlock
@@ -278,6 +278,15 @@ def test_cutmix_pastes_a_rectangle():
         foreign = (mixed != images)[partner != torch.arange(6)]
         assert foreign.float().mean((1, 2, 3)) == pytest.approx(1 - share)
         assert torch.equal(torch.where(mixed == images, images, images[partner]), mixed)
+
+
+def test_cutmix_finds_the_positions_of_any_map():
+    torch.manual_seed(0)
+    maps = torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 6, 6, 16)  # channels last
+    for _ in range(10):
+        mixed, _, share = Mixer(0.0, 1.0)(maps)
+        assert torch.equal(mixed, mixed[..., :1].expand(-1, -1, -1, 16))
+        assert 0 <= share <= 1
 
 
 @pytest.mark.parametrize("params", [{"mixup": 0.2}, {"cutmix": 1.0}, {"mixup": 1, "cutmix": 1}])
@@ -667,6 +676,8 @@ def test_partial_fit_after_fit(make, data):
 
 def test_partial_fit_refuses(make, data):
     X, y = data
+    with pytest.raises(ValueError, match="can't be known from a part"):
+        make(class_weight="balanced").partial_fit(X, y, classes=[0, 1, 2])
     clf = make()
     with pytest.raises(ValueError, match="needs classes"):
         clf.partial_fit(X, y)
@@ -779,6 +790,14 @@ def test_callbacks_of_scikit_learn(make, data):
 def test_a_callback_stops_training(make, data):
     clf = make(max_epochs=9).set_callbacks(Recorder(stop_after=2)).fit(*data)
     assert clf.n_iter_ == 2
+
+
+def test_skorchs_early_stopping_ends_the_last_epoch_for_all(make, data):
+    recorder = Recorder()
+    stopping = EarlyStopping(monitor="train_loss", patience=1, threshold=10.0)
+    clf = make(max_epochs=9, callbacks=[stopping]).set_callbacks(recorder).fit(*data)
+    assert clf.n_iter_ == 2
+    assert recorder.tasks == ["epoch", "epoch", "fit"]
 
 
 def test_callbacks_are_torn_down_when_a_fit_fails(make, data):
