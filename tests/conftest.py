@@ -27,6 +27,15 @@ def pytest_collection_modifyitems(items):
             item.add_marker(without_gpu)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Small networks are slower with more threads, which wait for one another at each layer."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def photographs():
     """12 crops of two photographs, a temple and a flower, as uint8 (n, h, w, 3); and labels."""

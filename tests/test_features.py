@@ -16,13 +16,7 @@ from sktl.backbones import load_backbone
 SIZE = 64
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Images this small are computed faster by one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 STAGES = ["stem", "layer1", "layer2", "layer3", "layer4"]

@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 from scipy.stats import loguniform
 from sklearn import config_context
@@ -37,13 +36,7 @@ SIZE = 32  # one size for all, so that features computed once serve every test
 SQUARE = 48
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Images this small are computed faster by one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make(**params):

@@ -6,7 +6,6 @@ weights must do is shown by what is learned from them.
 
 import numpy as np
 import pytest
-import torch
 from sklearn.datasets import load_digits
 from skorch.callbacks import Callback
 from torchvision.models import ShuffleNetV2
@@ -16,13 +15,7 @@ from sktl import PretrainedImageClassifier
 SEEDS = range(3)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Images this small are computed faster by one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -22,13 +22,7 @@ from sktl.heads import make_head
 SIZE = 32
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small are slower with more, which wait for one another at each layer."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 STAGES = ["stem", "layer1", "layer2", "layer3"]
