@@ -24,7 +24,6 @@ class FeatureRows(Dataset[tuple[Tensor, tuple[Tensor, Tensor]]]):
         Views of the n images, one view of all of them after the other.
     labels : int64 tensor of shape (n,), or None
     weights : tensor of shape (n,), or None
-        Of mean one.
     """
 
     def __init__(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from .inference import FrozenModule
 from .model import Model, assemble_net
 from .net import SuffixNet
 from .optimization import OPTIMIZERS, TrainingPlan
-from .prefix import FrozenPrefix, freeze_prefix, prepare_all
+from .prefix import FrozenPrefix, freeze_prefix, freeze_stage, prepare_all
 from .progress import progress_bar
 from .training import Observer, Outcome, train
 
@@ -205,7 +205,7 @@ def _features(
     with progress_bar("features", n_views * len(images), "image", setup.verbose) as tell:
         if prefix is None or anew:
             prepared = prepare_all(images, setup.backbone.recipe, setup.n_jobs, tell)
-            return prepared, _preparation(augment, prefix) if anew else None
+            return prepared, _preparation(augment, prefix) if augment else None
 
         def compute(view: View | None) -> Tensor:
             return prefix.compute(images, setup.cache, setup.n_jobs, view=view, tell=tell)
@@ -222,10 +222,10 @@ def _features(
 
 
 def _preparation(
-    augment: Callable[[Tensor], Tensor] | None, prefix: FrozenPrefix | None
+    augment: Callable[[Tensor], Tensor], prefix: FrozenPrefix | None
 ) -> Callable[[Tensor], Tensor]:
     def prepare(images: Tensor) -> Tensor:
-        varied = images if augment is None else augment(images)
+        varied = augment(images)
         # A clone, since what inference mode makes can't be trained on.
         return varied if prefix is None else prefix.module(varied).clone()
 
@@ -233,8 +233,7 @@ def _preparation(
 
 
 def _rows(task: Task, features: Tensor) -> FeatureRows:
-    weights = torch.as_tensor(task.weights / task.weights.mean())
-    return FeatureRows(features, torch.as_tensor(task.labels), weights)
+    return FeatureRows(features, torch.as_tensor(task.labels), torch.as_tensor(task.weights))
 
 
 def _watched(
@@ -269,7 +268,7 @@ def _head_shape(
 
 def _fitted_head(
     task: Task,
-    training: Sequence[int] | npt.NDArray[np.int64],
+    training: npt.NDArray[np.int64],
     head: HeadShape,
     rows: FeatureRows,
     setup: Setup,
@@ -283,35 +282,23 @@ def _fitted_head(
     A. Kumar et al., Fine-Tuning can Distort Pretrained Features and Underperform
     Out-of-Distribution (2022), arXiv:2202.10054.
     """
-    frozen = replace(setup, depth=len(setup.backbone.stages), callbacks=None)
-    place = torch.as_tensor(training)
+    depth = len(setup.backbone.stages)
     if setup.cache is None and not rows.n_views > 1 and rows.features.is_floating_point():
         suffix = setup.backbone.suffix(setup.depth, setup.pooling)
-        pooled = _through(FrozenModule(suffix, setup.precision, setup.device), rows.features)
+        pooled = FrozenModule(suffix, setup.precision, setup.device).all_of(rows.features)
     else:
-        prefix = freeze_prefix(
-            setup.backbone, frozen.depth, setup.pooling, setup.precision, setup.device
-        )
-        if prefix is None:
-            raise RuntimeError("A backbone has one stage at least.")
+        prefix = freeze_stage(setup.backbone, None, setup.pooling, setup.precision, setup.device)
         with progress_bar("head", len(training), "image", setup.verbose) as tell:
             pooled = prefix.compute(
-                task.images, setup.cache, setup.n_jobs, place.tolist(), tell=tell
+                task.images, setup.cache, setup.n_jobs, training.tolist(), tell=tell
             )
     plan = setup.plan.of_the_head(convex=head.is_linear)
     net = assemble_net(
-        setup.backbone, frozen.depth, setup.pooling, head, plan, setup.precision, setup.device
+        setup.backbone, depth, setup.pooling, head, plan, setup.precision, setup.device
     )
     train(net, FeatureRows(pooled, rows.labels, rows.weights))
     fitted: nn.Module = net.module_.head
     return fitted
-
-
-def _through(module: FrozenModule, features: Tensor) -> Tensor:
-    def load(places: Sequence[int]) -> Tensor:
-        return features[torch.as_tensor(places)]
-
-    return torch.cat([rows for _, rows in module.map(load, range(len(features)))])
 
 
 def _go_on_from(start: Model, model: Model) -> None:

@@ -71,6 +71,14 @@ class FrozenModule:
         output: Tensor = self.module(batch)
         return output.cpu().contiguous()
 
+    def all_of(self, inputs: Tensor) -> Tensor:
+        """Run all rows of a tensor that is already there."""
+
+        def load(places: Sequence[int]) -> Tensor:
+            return inputs[torch.as_tensor(places)]
+
+        return torch.cat([rows for _, rows in self.map(load, range(len(inputs)))])
+
     def map(
         self, load: Callable[[Sequence[int]], Tensor], indices: Sequence[int], n_jobs: int = 1
     ) -> Iterator[tuple[Sequence[int], Tensor]]:

@@ -96,13 +96,9 @@ class Model:
 
             def load(places: Sequence[int]) -> Tensor:
                 return recipe.apply(images.batch([block[i] for i in places]))
-        else:
-            features = self.prefix.compute(images, cache, n_jobs, block)
 
-            def load(places: Sequence[int]) -> Tensor:
-                return features[torch.as_tensor(places)]
-
-        return torch.cat([rows for _, rows in self.suffix.map(load, range(len(block)), n_jobs)])
+            return torch.cat([rows for _, rows in self.suffix.map(load, range(len(block)), n_jobs)])
+        return self.suffix.all_of(self.prefix.compute(images, cache, n_jobs, block))
 
     @cached_property
     def suffix(self) -> FrozenModule:

@@ -30,6 +30,7 @@ _FINE_TUNING_SHARE = 0.3
 _MAX_EPOCHS = {"lbfgs": 1000}
 _OTHER_MAX_EPOCHS = 20
 _MOMENTUM = 0.9
+_COUNT_STEPS = (OneCycleLR, CyclicLR)  # torch's other schedulers count epochs
 _WARMUP = {"constant": 0.0, "cosine": 0.1, "one_cycle": 0.3}
 # As in one-cycle training (Smith 2018) and fastai: momentum goes down while the rate goes up.
 _ONE_CYCLE_START = 1 / 25
@@ -253,14 +254,14 @@ class StepSizes:
     def after_step(self) -> None:
         """Count a step."""
         self._n_done += 1
-        if isinstance(self._scheduler, OneCycleLR | CyclicLR):  # these count steps, not epochs
+        if isinstance(self._scheduler, _COUNT_STEPS):
             self._scheduler.step()
 
     def after_epoch(self, loss: float) -> None:
         """Tell a torch scheduler that an epoch is over."""
         if isinstance(self._scheduler, ReduceLROnPlateau):
             self._scheduler.step(loss)
-        elif self._scheduler is not None and not isinstance(self._scheduler, OneCycleLR | CyclicLR):
+        elif self._scheduler is not None and not isinstance(self._scheduler, _COUNT_STEPS):
             self._scheduler.step()
 
     def finish(self) -> None:

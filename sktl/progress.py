@@ -45,7 +45,9 @@ __all__ = [
 
 
 @contextmanager
-def progress_bar(what: str, total: int, unit: str, verbose: int) -> Iterator[Callable[[int], None]]:
+def progress_bar(
+    what: str, total: int, unit: str, verbose: int
+) -> Iterator[Callable[[int], object]]:
     """Show a bar while something goes on, where somebody may be looking.
 
     Parameters
@@ -62,7 +64,7 @@ def progress_bar(what: str, total: int, unit: str, verbose: int) -> Iterator[Cal
     """
     shown = verbose > 0 and _is_looked_at()
     with tqdm(desc=what, total=total, unit=unit, disable=not shown, leave=False) as bar:
-        yield lambda n: bar.update(n) and None
+        yield bar.update
 
 
 def lines_wanted(verbose: int) -> int:
@@ -96,7 +98,7 @@ class EpochObserver:
         context: Any,
         data: dict[str, Any],
         fitted: Callable[[], dict[str, Any]],
-        advance: Callable[[int], None],
+        advance: Callable[[int], object],
     ) -> None:
         self._estimator = estimator
         self._context = context

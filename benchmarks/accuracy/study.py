@@ -74,10 +74,12 @@ def hand_written(X: Paths, y: Any, X_test: Paths, args: argparse.Namespace) -> n
     """Train as the usual tutorial does: all weights, flips and crops, AdamW, a cosine."""
     torch.manual_seed(0)
     classes, labels = np.unique(y, return_inverse=True)
-    network = copy.deepcopy(load_backbone("efficientnet_lite0").splitter.network)
-    parent, _, name = str(load_backbone("efficientnet_lite0").splitter.classifier).rpartition(".")
-    width = network.get_submodule(f"{parent}.{name}".lstrip(".")).in_features
-    setattr(network.get_submodule(parent), name, nn.Linear(int(width), len(classes)))  # type: ignore[arg-type]
+    splitter = load_backbone("efficientnet_lite0").splitter
+    network = copy.deepcopy(splitter.network)
+    path = str(splitter.classifier)
+    parent, _, name = path.rpartition(".")
+    head = nn.Linear(int(network.get_submodule(path).in_features), len(classes))  # type: ignore[arg-type]
+    setattr(network.get_submodule(parent), name, head)
     network.requires_grad_(True)
     to_floats = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
     training = v2.Compose(

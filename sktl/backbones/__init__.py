@@ -135,11 +135,14 @@ class Backbone:
         return suffix if depth else nn.Sequential(self._normalize(), suffix)
 
     def suffix_stages(self, depth: int, suffix: nn.Module) -> dict[str, int]:
-        """The stage of each module and weight of a suffix, counted from its first, by name."""
+        """The stage of modules and weights of a suffix, counted from its first, by name.
+
+        What isn't in it belongs to the first.
+        """
         layers = self.splitter.stage_of_layers()
         found: dict[str, int] = {}
         for name, _ in (*suffix.named_modules(), *suffix.named_parameters()):
-            path = name.partition("body.")[2] or name.partition("0.")[2]
+            path = name.partition("body.")[2]  # of a CutNetwork
             while path and path not in layers:
                 path = path.rpartition(".")[0]
             if path:

@@ -207,7 +207,7 @@ class OpaqueNetwork:
 
     def stage_of_layers(self) -> dict[str, int]:
         """See :class:`Splitter`."""
-        return {name: 0 for name, _ in self.network.named_modules()}
+        return {}  # all are in the one stage
 
     def _headless(self) -> nn.Module:
         """The network with its classifier taken out; its other weights are shared."""
