@@ -104,7 +104,8 @@ class PretrainedImageClassifier(
     optimizer : {"auto", "lbfgs", "sgd", "adam", "adamw"} or class, default="auto"
         "auto" is "lbfgs" for the convex problem of a frozen backbone with a linear head, unless
         `lr` is given or something random or stepwise asked for (`dropout`, `mixup`, `ema_decay`,
-        `max_grad_norm`, `early_stopping`, ``n_views=None``); else it is "adamw". "lbfgs" works on
+        `max_grad_norm`, `accumulation_steps`, `early_stopping`, ``n_views=None``); else it is
+        "adamw". "lbfgs" works on
         all rows at once in float64; a linear head's optimum it finds by Newton's method, which
         takes fewer passes (see :mod:`sktl.logistic`). "sgd" has a momentum of 0.9. A class is a
         subclass of :class:`torch.optim.Optimizer`.
@@ -115,7 +116,7 @@ class PretrainedImageClassifier(
         Learning rate of the last stage that trains. None is `lr`.
     layer_decay : float, default=1.0
         What a stage's learning rate is of that of the stage after it.
-    weight_decay : float, default=1e-3
+    weight_decay : float, default=1e-2
         L2 penalty of the weights (not of biases and norms). With "lbfgs", half of it times their
         squared norm is added to the mean loss; else it is the optimizer's own parameter.
     schedule : {"cosine", "constant", "one_cycle"} or callable, default="cosine"
@@ -287,7 +288,7 @@ class PretrainedImageClassifier(
         lr: float | None = None,
         backbone_lr: float | None = None,
         layer_decay: float = 1.0,
-        weight_decay: float = 1e-3,
+        weight_decay: float = 1e-2,
         schedule: Any = "cosine",
         warmup: float | None = None,
         unfreeze: str = "head_first",
@@ -559,6 +560,7 @@ class PretrainedImageClassifier(
             "early_stopping=True": self.early_stopping,
             f"ema_decay={self.ema_decay!r}": self.ema_decay,
             f"max_grad_norm={self.max_grad_norm!r}": self.max_grad_norm,
+            f"accumulation_steps={self.accumulation_steps!r}": self.accumulation_steps > 1,
             "partial_fit": partial,
         }
         asking = [name for name, asks in asks_for_steps.items() if asks]

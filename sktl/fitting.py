@@ -28,8 +28,8 @@ from .progress import progress_bar
 from .training import Observer, Outcome, train
 
 _OTHER_BACKBONE = (
-    "warm_start=True goes on from the last fit, but that had another backbone or other weights. "
-    "Set warm_start=False to begin anew."
+    "Going on from the last fit needs the same backbone and weights, but that had others. To begin "
+    "anew, call fit with warm_start=False."
 )
 
 
@@ -309,9 +309,10 @@ def _go_on_from(start: Model, model: Model) -> None:
     head_alone = start.depth == len(start.backbone.stages) and start.pooling == model.pooling
     if not same_head or not (everything or head_alone):
         raise ValueError(
-            "warm_start=True goes on from the last fit, but that had another head, pooling or "
+            "Going on from the last fit needs the same network, but that had another head, pooling or "
             f"freeze depth ({start.depth} frozen stages, now {model.depth}). Only from "
-            'freeze="all" can a fit go on to another depth. Set warm_start=False to begin anew.'
+            'freeze="all" can a fit go on to another depth. To begin anew, call fit with '
+            "warm_start=False."
         )
     if start.backbone is not model.backbone and not _same_network(start, model):
         raise ValueError(_OTHER_BACKBONE)

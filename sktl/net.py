@@ -265,10 +265,11 @@ class SuffixNet(skorch.NeuralNetClassifier):
             self.history.new_batch()
         for row, value, size in zip(rows, torch.stack(losses).tolist(), sizes, strict=True):
             row.update(train_loss=value, train_batch_size=size)
-        groups = self.optimizer_.param_groups
-        self.history.record("lr", groups[0]["lr"])
-        if any(True for _ in self.module_.suffix.parameters()):
-            self.history.record("backbone_lr", groups[-1]["lr"])
+        rates = {group["distance"]: group["lr"] for group in self.optimizer_.param_groups}
+        self.history.record("lr", rates[min(rates)])
+        of_stages = [distance for distance in rates if distance > 0]
+        if of_stages:
+            self.history.record("backbone_lr", rates[min(of_stages)])
 
     def _step(self, group: Sequence[Batch], watched: bool = False) -> list[tuple[Tensor, Tensor]]:
         """Take one step on a group of batches; give loss and logits of each."""

@@ -196,7 +196,7 @@ def parameter_groups(
     Returns
     -------
     list of dict
-        torch's parameter groups; the head's come first.
+        torch's parameter groups; the head's come first. "distance" counts stages from the head.
     """
     groups: dict[tuple[int, bool], list[Tensor]] = {}
     for name, parameter in named_parameters:
@@ -208,6 +208,7 @@ def parameter_groups(
             "params": parameters,
             "lr": plan.backbone_lr * plan.layer_decay ** (distance - 1) if distance else plan.lr,
             "weight_decay": plan.weight_decay if decays else 0.0,
+            "distance": distance,
         }
         for (distance, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]

@@ -100,13 +100,14 @@ def plan_of(make, data, **params):
 
 
 def test_rates_fall_from_stage_to_stage(make, data):
-    clf = make(lr=1e-2, backbone_lr=1e-3, layer_decay=0.5, weight_decay=0.1, max_epochs=1)
-    clf.fit(*data)
+    settings = {"lr": 1e-2, "backbone_lr": 1e-3, "layer_decay": 0.5, "weight_decay": 0.1}
+    clf = make(max_epochs=1, schedule="constant", **settings).fit(*data)
     rates = {}
     for group in clf.net_.optimizer_.param_groups:
         for name, parameter in clf.net_.module_.named_parameters():
             if any(parameter is p for p in group["params"]):
                 rates[name.partition("body.")[2] or name] = group["lr"], group["weight_decay"]
+    assert [clf.history_[0][name] for name in ("lr", "backbone_lr")] == [1e-2, 1e-3]
     assert rates["head.0.weight"] == (1e-2, 0.1)
     assert rates["head.0.bias"] == (1e-2, 0)
     assert rates["layer2.1.conv2.weight"] == (1e-3, 0.1)
@@ -547,6 +548,7 @@ def test_a_later_fit_without_stopping_forgets_the_split(make, data):
         {"augment": "light", "n_views": None},
         {"ema_decay": 0.9},
         {"max_grad_norm": 1.0},
+        {"accumulation_steps": 2},
     ],
 )
 def test_what_happens_step_by_step_is_refused_by_lbfgs(make, data, params):
@@ -601,7 +603,7 @@ def test_warm_start_needs_the_same_classes_and_backbone(make, data):
     for freeze, other in ((-1, SmallNetwork), ("none", SmallerNetwork)):
         clf = make(warm_start=True, max_epochs=1, freeze=freeze).fit(X, y)
         before = clf.predict_proba(X)
-        with pytest.raises(ValueError, match="another backbone"):
+        with pytest.raises(ValueError, match="same backbone"):
             clf.set_params(backbone=other).fit(X, y)
         assert np.array_equal(clf.predict_proba(X), before)
 
