@@ -309,8 +309,8 @@ def _go_on_from(start: Model, model: Model) -> None:
     head_alone = start.depth == len(start.backbone.stages) and start.pooling == model.pooling
     if not same_head or not (everything or head_alone):
         raise ValueError(
-            "Going on from the last fit needs the same network, but that had another head, pooling or "
-            f"freeze depth ({start.depth} frozen stages, now {model.depth}). Only from "
+            "Going on from the last fit needs the same network, but that had another head, pooling "
+            f"or freeze depth ({start.depth} frozen stages, now {model.depth}). Only from "
             'freeze="all" can a fit go on to another depth. To begin anew, call fit with '
             "warm_start=False."
         )

