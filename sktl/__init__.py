@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from .adaptation import DomainShiftWarning
 from .backbones import list_backbones
 from .classifier import PretrainedImageClassifier
 from .datasets import load_image_folder
@@ -10,6 +11,7 @@ from .features import PretrainedImageFeatures
 __version__ = version("sktl")
 
 __all__ = [
+    "DomainShiftWarning",
     "PretrainedImageClassifier",
     "PretrainedImageFeatures",
     "list_backbones",

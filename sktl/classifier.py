@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from scipy.special import log_softmax, softmax
 from sklearn.base import ClassifierMixin, TransformerMixin
-from sklearn.utils import Tags, column_or_1d, compute_class_weight
+from sklearn.utils import Bunch, Tags, column_or_1d, compute_class_weight
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
@@ -24,11 +24,13 @@ from sklearn.utils.validation import (
 )
 from skorch.callbacks import Callback
 
+from .adaptation import METHODS, Job, adapt_model
+from .alignment import LabelledFeatures, Settings
 from .augmentation import AUGMENTATIONS
 from .backbones import Backbone
 from .base import ImageEstimator
 from .fitting import Fit, Setup, Task, fit_model
-from .images import kind_of
+from .images import Images, kind_of
 from .model import Model
 from .optimization import (
     OPTIMIZERS,
@@ -500,6 +502,7 @@ class PretrainedImageClassifier(
             task, setup, observe, start=start, keep_epochs=self.warm_start and not partial
         )
         self._set_fitted(fit, classes)
+        self._sample = None if partial else fit.sample  # a part may lack whole classes
         return fit.outcome.interrupted
 
     def _setup(self, backbone: Backbone, seed: int, partial: bool) -> Setup:
@@ -598,11 +601,7 @@ class PretrainedImageClassifier(
                 f"class_weight={self.class_weight!r} can't be known from a part of the images. "
                 "Pass a dict from class to weight to use partial_fit."
             )
-        part = column_or_1d(y, warn=True)
-        unknown = sorted(set(part.tolist()) - set(classes.tolist()), key=str)
-        if unknown:
-            raise ValueError(f"y holds {unknown}, which are not in classes={classes.tolist()}.")
-        return classes, np.searchsorted(classes, part).astype(np.int64)
+        return classes, _class_numbers("y", y, classes)
 
     def _check_y(self, y: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
         if y is None:
@@ -655,7 +654,7 @@ class PretrainedImageClassifier(
         return weights
 
     def _set_fitted(self, fit: Fit, classes: npt.NDArray[Any]) -> None:
-        for name in ("best_epoch_", "validation_indices_"):
+        for name in ("best_epoch_", "validation_indices_", "adaptation_"):
             self.__dict__.pop(name, None)
         self.__dict__.update(self._fitted_attributes(fit.model, classes))
         if fit.validation is not None:
@@ -744,6 +743,143 @@ class PretrainedImageClassifier(
         labels: npt.NDArray[Any] = self.classes_[indices]
         return labels
 
+    def adapt(
+        self,
+        X: Any,
+        X_source: Any = None,
+        y_source: Any = None,
+        *,
+        method: str = "pseudo_labels",
+    ) -> Self:
+        """Make a classifier for images of another source, of which none is labelled.
+
+        Another camera, another hospital, another artist: the classes are the same, the pictures
+        look different. The more images the better; some tens will do.
+
+        Parameters
+        ----------
+        X : array, list, Series or DataFrame of n_samples images
+            Unlabelled images of the other source, such as those that are to be classified.
+        X_source : array, list, Series or DataFrame of n_source images, default=None
+            Images of the fit. None is the features of up to 1,000 of them, at most 4 MiB, which
+            the classifier has kept.
+        y_source : array-like of shape (n_source,), default=None
+            Their labels.
+        method : str, default="pseudo_labels"
+            How to adapt. All but "label_shift" make a new linear head, from what the frozen or
+            fine-tuned network makes of the images:
+
+            - "coral": the source's features are given the target's means, spreads and
+              correlations [1]_, with the classes weighted as they seem to occur in the target,
+              and the head is fitted to them.
+            - "pseudo_labels": like "coral", and then ten times to more and more of the target's images as well,
+              under the labels that the head gives them, beginning with the surest [2]_.
+            - "standardize": features are standardised by the means and spreads of each source.
+            - "label_shift": the head stays, but for how frequent it takes the classes to be [3]_.
+              For images that look the same and come in other proportions only.
+            - "adabn": batch norm uses the statistics of each source [4]_, and the head is made as
+              in "coral". Needs `X_source` and `y_source`.
+            - "tent": like "coral", and then scales and shifts of the network's norms are adjusted
+              until the head is surer of the images [5]_.
+
+            The last two change the network, which then runs anew on all images.
+
+        Returns
+        -------
+        PretrainedImageClassifier
+            A fitted copy for the target's images; this estimator stays as it is. Its
+            ``adaptation_`` has the fields `method`, `n_images`, `proportions` (mean probability
+            of each class among the images), `source_accuracy` (on images of the source that a
+            head hasn't seen) and `expected_accuracy` (on the images, judged by the confidence
+            that is lost on them [6]_); both are None where a class has one image only.
+
+        Raises
+        ------
+        ValueError
+            If the method or X is not as it must be, or the method needs what isn't given.
+
+        Warns
+        -----
+        DomainShiftWarning
+            If the accuracy to be expected is less than three quarters of that on the source.
+
+        References
+        ----------
+        .. [1] B. Sun et al., Return of Frustratingly Easy Domain Adaptation (2016),
+           arXiv:1511.05547.
+        .. [2] Y. Zou et al., Unsupervised Domain Adaptation for Semantic Segmentation via
+           Class-Balanced Self-Training (2018), arXiv:1810.07911.
+        .. [3] Z. Lipton et al., Detecting and Correcting for Label Shift with Black Box
+           Predictors (2018), arXiv:1802.03916.
+        .. [4] Y. Li et al., Revisiting Batch Normalization For Practical Domain Adaptation
+           (2016), arXiv:1603.04779.
+        .. [5] D. Wang et al., Tent: Fully Test-Time Adaptation by Entropy Minimization (2021),
+           arXiv:2006.10726.
+        .. [6] D. Guillory et al., Predicting with Confidence on Unseen Distributions (2021),
+           arXiv:2107.03315.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_digits
+        >>> from sktl import PretrainedImageClassifier
+        >>> X, y = load_digits(return_X_y=True)
+        >>> clf = PretrainedImageClassifier(image_size=32).fit(X[:200], y[:200])
+        >>> inverted = 16 - X[200:400]
+        >>> clf.adapt(inverted).score(inverted, y[200:400]) > clf.score(inverted, y[200:400])
+        True
+        """
+        check_is_fitted(self)
+        if method not in METHODS:
+            raise ValueError(f"method={method!r} is not one of {sorted(METHODS)}.")
+        images = self._open(X, reset=False)
+        source, source_images = self._source(X_source, y_source)
+        settings = Settings(self.weight_decay, self.label_smoothing)
+        job = Job(
+            self._model, images, source, source_images, settings, self._cache(), self._n_jobs()
+        )
+        done = adapt_model(job, method)
+        adapted = object.__new__(type(self))
+        adapted.__dict__.update(self.__dict__)
+        adapted._model = done.model
+        adapted.net_, adapted.freeze_ = done.model.net, done.model.depth
+        # Another network makes other features of the source's images.
+        adapted._sample = self._sample if done.model.depth == self._model.depth else None
+        adapted.adaptation_ = Bunch(
+            method=method,
+            n_images=len(images),
+            proportions=done.proportions,
+            source_accuracy=done.source_accuracy,
+            expected_accuracy=done.expected_accuracy,
+        )
+        return adapted
+
+    def _source(self, X: Any, y: Any) -> tuple[LabelledFeatures, Images | None]:
+        """Features with labels, of the images given or of those that were kept in fit."""
+        if X is None and y is None:
+            if self._sample is None:
+                raise ValueError(
+                    "This classifier has kept no images of its fit, as after partial_fit or after "
+                    "a change of its network. Pass X_source and y_source."
+                )
+            return self._sample, None
+        if X is None or y is None:
+            raise ValueError("X_source and y_source belong together; got one without the other.")
+        images = self._open(X, reset=False)
+        labels = _class_numbers("y_source", y, self.classes_)
+        check_consistent_length(np.empty(len(images)), labels)
+        missing = np.setdiff1d(np.arange(len(self.classes_)), labels)
+        if len(missing):
+            raise ValueError(f"y_source lacks the classes {self.classes_[missing].tolist()}.")
+        weights = self._check_weights(None, self.classes_, labels)
+        features = self._model.pooled(images, self._cache(), self._n_jobs())
+        rows = LabelledFeatures(
+            torch.as_tensor(features),
+            torch.as_tensor(labels),
+            torch.as_tensor(weights),
+            len(self.classes_),
+        )
+        return rows, images
+
     def transform(self, X: Any) -> npt.NDArray[np.float32]:
         """Compute the features that the head reads.
 
@@ -789,6 +925,7 @@ class PretrainedImageClassifier(
         return state | {
             "history_": plain_rows(self.history_),
             "_model": store_model(self._model, self.precision, pack),
+            "_sample": self._sample and {k: np.asarray(v) for k, v in vars(self._sample).items()},
         }
 
     def _restore(self, state: dict[str, Any]) -> dict[str, Any]:
@@ -799,8 +936,25 @@ class PretrainedImageClassifier(
                 "net_": model.net,
                 "device_": model.device,
                 "precision_": model.precision,
+                "_sample": _restore_sample(state.get("_sample")),
             }
         return state
+
+
+def _restore_sample(stored: dict[str, Any] | None) -> LabelledFeatures | None:
+    if stored is None:
+        return None
+    tensors = {k: torch.from_numpy(np.array(v)) for k, v in stored.items() if k != "n_classes"}
+    return LabelledFeatures(**tensors, n_classes=int(stored["n_classes"]))
+
+
+def _class_numbers(name: str, y: Any, classes: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    labels = column_or_1d(y, warn=True)
+    unknown = sorted(set(labels.tolist()) - set(classes.tolist()), key=str)
+    if unknown:
+        raise ValueError(f"{name} holds {unknown}, which are not in classes={classes.tolist()}.")
+    numbers: npt.NDArray[np.int64] = np.searchsorted(classes, labels).astype(np.int64)
+    return numbers
 
 
 def _check_kinds_of_labels(labels: Sequence[Any]) -> None:

@@ -13,6 +13,8 @@ import torch
 from sklearn.model_selection import StratifiedShuffleSplit
 from torch import Tensor, nn
 
+from .adaptation import sample_rows
+from .alignment import LabelledFeatures
 from .augmentation import Augment, View, make_augmentation
 from .backbones import Backbone, Pooling
 from .batches import FeatureRows
@@ -88,11 +90,14 @@ class Fit:
     outcome : Outcome
     validation : int array or None
         The rows that were watched and didn't train.
+    sample : LabelledFeatures
+        What the head reads of some of the rows, for adapting it to images of another source.
     """
 
     model: Model
     outcome: Outcome
     validation: npt.NDArray[np.int64] | None
+    sample: LabelledFeatures
 
 
 def fit_model(
@@ -167,7 +172,23 @@ def fit_model(
     with observe(model) as observer:
         outcome = train(net, rows, watched, observer, keep_epochs=keep_epochs)
     net.prepare = None  # it may hold the prefix and the user's function
-    return Fit(model, outcome, validation)
+    sample = _sample(model, rows, head, prefix if prepare else None)
+    return Fit(model, outcome, validation, sample)
+
+
+def _sample(
+    model: Model, rows: FeatureRows, head: HeadShape, prefix: FrozenPrefix | None
+) -> LabelledFeatures:
+    """Keep what the head reads of some rows; `prefix` is what they haven't been through."""
+    counting = torch.nonzero(rows.weights > 0).ravel()
+    n_bytes = 4 * head.in_features
+    place = counting[sample_rows(rows.labels[counting].numpy(), n_bytes)]
+    features, labels, weights = rows.at(place)
+    if prefix is not None:
+        features = prefix.module.all_of(features)
+    if model.depth < len(model.backbone.stages):
+        features = model.suffix.all_of(features)
+    return LabelledFeatures(features.float(), labels, weights.double(), head.n_classes)
 
 
 def _split(task: Task, setup: Setup) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64] | None]:

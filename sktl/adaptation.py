@@ -1,0 +1,355 @@
+"""A fitted model for images of another source, where nothing is labelled."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from .alignment import (
+    LabelledFeatures,
+    LinearHead,
+    Settings,
+    aligned_head,
+    class_shift,
+    fit_head,
+    held_out_proba,
+    standardized_head,
+)
+from .cache import FeatureCache
+from .hardware import PRECISIONS
+from .heads import HeadShape
+from .images import Images
+from .inference import FrozenModule
+from .model import Model, assemble_net
+from .optimization import TrainingPlan, default_lr
+from .prefix import named_tensors
+
+_TRUSTED = 0.75  # share of the accuracy at home that must be expected
+_RARE = 1e-3  # a class that isn't seen may still occur
+_SAMPLE_IMAGES = 1000
+_SAMPLE_BYTES = 4 * 2**20
+_MOST_IMAGES = 5000  # more of the target teach the head nothing new
+_BATCH = 64
+_TENT_EPOCHS = 5
+_TENT_LR = 1e-3
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+_ANY_NETWORK = 'The methods "pseudo_labels", "coral" and "standardize" do with any network.'
+
+
+class DomainShiftWarning(UserWarning):
+    """The images look too different from those of the fit for predictions to be trusted."""
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """An adapted model, and what was learned about the images.
+
+    Attributes
+    ----------
+    model : Model
+    proportions : float64 array of shape (n_classes,)
+        Mean probability of each class among the images.
+    source_accuracy, expected_accuracy : float or None
+        On images of the source that a head hasn't seen, and what is to be expected on these.
+    """
+
+    model: Model
+    proportions: npt.NDArray[np.float64]
+    source_accuracy: float | None
+    expected_accuracy: float | None
+
+
+# The source --------------------------------------------------------------------------
+
+
+def sample_rows(labels: npt.NDArray[np.int64], row_bytes: int) -> npt.NDArray[np.int64]:
+    """Choose rows to keep: of each class its share, and of each one at least."""
+    most = min(_SAMPLE_IMAGES, max(1, _SAMPLE_BYTES // row_bytes))
+    by_class = np.argsort(labels, kind="stable")
+    step = max(1, -(-len(labels) // most))
+    _, first = np.unique(labels, return_index=True)
+    return np.union1d(by_class[::step], first)
+
+
+# Adapting ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be adapted, and to what.
+
+    Attributes
+    ----------
+    model : Model
+        It isn't changed.
+    images : Images
+        Of the target, without labels.
+    source : LabelledFeatures
+        What the head reads of images with labels.
+    source_images : Images or None
+        The images themselves, which "adabn" looks at once more.
+    settings : Settings
+    cache : FeatureCache or None
+    n_jobs : int
+    """
+
+    model: Model
+    images: Images
+    source: LabelledFeatures
+    source_images: Images | None
+    settings: Settings
+    cache: FeatureCache | None
+    n_jobs: int
+
+    @cached_property
+    def target(self) -> Tensor:
+        """What the head reads of the target's images."""
+        features = torch.as_tensor(self.model.pooled(self.images, self.cache, self.n_jobs))
+        return features[:: max(1, -(-len(features) // _MOST_IMAGES))]
+
+
+def adapt_model(job: Job, method: str) -> Adaptation:
+    """Make a model for images of another source.
+
+    Parameters
+    ----------
+    job : Job
+    method : str
+        One of `METHODS`.
+
+    Returns
+    -------
+    Adaptation
+
+    Raises
+    ------
+    ValueError
+        If the method needs what the job or the network doesn't have.
+
+    Warns
+    -----
+    DomainShiftWarning
+        If much of the accuracy must be expected to be lost.
+    """
+    model = METHODS[method](job)
+    logits = torch.as_tensor(model.logits(job.images, job.cache, job.n_jobs)).double()
+    proportions = torch.softmax(logits, dim=1).mean(0)
+    at_home, expected = _expectation(job)
+    return Adaptation(model, proportions.numpy(), at_home, expected)
+
+
+def _expectation(job: Job) -> tuple[float | None, float | None]:
+    """Accuracy on the source, and that less the confidence that is lost on the target.
+
+    References
+    ----------
+    D. Guillory et al., Predicting with Confidence on Unseen Distributions (2021),
+    arXiv:2107.03315.
+    """
+    held_out = held_out_proba(job.source, job.settings)
+    if held_out is None:
+        return None, None
+    confidence, found = held_out.max(dim=1)
+    at_home = float((found == job.source.labels).double().mean())
+    head = standardized_head(job.source, job.target, job.settings)
+    lost = float(confidence.mean() - head.proba(job.target).max(dim=1).values.mean())
+    expected = min(1.0, max(0.0, at_home - lost))
+    if expected < _TRUSTED * at_home:
+        warnings.warn(
+            "The images differ much from those of the fit: an accuracy of about "
+            f"{expected:.2f} is to be expected, where it was {at_home:.2f}. Look at some "
+            "predictions; if they are wrong, label some of the images and fit anew.",
+            DomainShiftWarning,
+            stacklevel=4,
+        )
+    return at_home, expected
+
+
+def _standardize(job: Job) -> Model:
+    return _with_head(job.model, standardized_head(job.source, job.target, job.settings))
+
+
+def _align(job: Job) -> Model:
+    head = aligned_head(job.source, job.target, job.settings, pseudo_labels=False)
+    return _with_head(job.model, head)
+
+
+def _align_and_train(job: Job) -> Model:
+    head = aligned_head(job.source, job.target, job.settings, pseudo_labels=True)
+    return _with_head(job.model, head)
+
+
+def _correct_frequencies(job: Job) -> Model:
+    head = fit_head(job.source, job.settings)
+    held_out = held_out_proba(job.source, job.settings)
+    if held_out is None:
+        raise ValueError(
+            'method="label_shift" sets aside some images of each class, and needs two of each at '
+            "least. Choose another method, or pass more images as X_source and y_source."
+        )
+    ratios = class_shift(held_out, job.source, head.proba(job.target).mean(0))
+    return _with_head(job.model, LinearHead(head.weight, head.bias + ratios.clamp_min(_RARE).log()))
+
+
+def _own_statistics(job: Job) -> Model:
+    """Batch norm by each source's own statistics, and a head that knows no others.
+
+    References
+    ----------
+    Y. Li et al., Revisiting Batch Normalization For Practical Domain Adaptation (2016),
+    arXiv:1603.04779.
+    """
+    if job.source_images is None:
+        raise ValueError(
+            'method="adabn" runs the network on the images of the fit once more. Pass them as '
+            "X_source, with their labels as y_source."
+        )
+    network = _whole_network(job.model)
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        raise ValueError(
+            f'method="adabn" needs batch norm, which this network doesn\'t have. {_ANY_NETWORK}'
+        )
+    features = []
+    for images in (job.source_images, job.images):
+        _learn_statistics(network, norms, _batches(job, images))
+        frozen = FrozenModule(network, job.model.precision, job.model.device)
+        features.append(_run(frozen, images, job))
+    of_source, of_target = features
+    source = replace(job.source, features=of_source)
+    head = aligned_head(source, of_target, job.settings, pseudo_labels=False)
+    return _with_network(job.model, network, head)
+
+
+@torch.no_grad()
+def _learn_statistics(
+    network: nn.Module, norms: Sequence[nn.Module], batches: Iterator[Tensor]
+) -> None:
+    for norm in norms:
+        norm.reset_running_stats()  # type: ignore[operator]
+        norm.momentum = None  # type: ignore[assignment]  # the mean over all batches
+        norm.train()
+    for batch in batches:
+        if len(batch) > 1:
+            network(batch)
+    network.eval()
+
+
+def _lower_entropy(job: Job) -> Model:
+    """Adjust the scales and shifts of norms until the head is surer of the images.
+
+    Statistics stay those that the network has learned.
+
+    References
+    ----------
+    D. Wang et al., Tent: Fully Test-Time Adaptation by Entropy Minimization (2021),
+    arXiv:2006.10726.
+    """
+    network = _whole_network(job.model).requires_grad_(False)
+    adjusted = [p for m in network.modules() if isinstance(m, _NORMS) for p in m.parameters()]
+    if not adjusted:
+        raise ValueError(
+            f'method="tent" adjusts norms, which this network doesn\'t have. {_ANY_NETWORK}'
+        )
+    for parameter in adjusted:
+        parameter.requires_grad_(True)
+    head = aligned_head(job.source, job.target, job.settings, pseudo_labels=False)
+    weight, bias = (part.float().to(job.model.device) for part in (head.weight, head.bias))
+    optimizer = torch.optim.Adam(adjusted, lr=_TENT_LR)
+    low = PRECISIONS[job.model.precision] is torch.bfloat16
+    for epoch in range(_TENT_EPOCHS):
+        for batch in _batches(job, job.images, epoch):
+            with torch.autocast(job.model.device.type, torch.bfloat16, enabled=low):
+                features = network(batch)
+            log_proba = torch.log_softmax(features.float() @ weight.T + bias, dim=1)
+            entropy = -(log_proba.exp() * log_proba).sum(dim=1).mean()
+            optimizer.zero_grad()
+            entropy.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    return _with_network(job.model, network, head)
+
+
+METHODS: dict[str, Callable[[Job], Model]] = {
+    "pseudo_labels": _align_and_train,
+    "coral": _align,
+    "standardize": _standardize,
+    "label_shift": _correct_frequencies,
+    "adabn": _own_statistics,
+    "tent": _lower_entropy,
+}
+
+
+# Images through a network -------------------------------------------------------------
+
+
+def _batches(job: Job, images: Images, seed: int = 0) -> Iterator[Tensor]:
+    """Prepared images in a random order, so that a batch is like the whole."""
+    order = np.random.default_rng(seed).permutation(len(images))
+    for start in range(0, len(order), _BATCH):
+        batch = job.model.backbone.recipe.apply(
+            images.batch(order[start : start + _BATCH].tolist())
+        )
+        yield batch.to(job.model.device)
+
+
+def _run(frozen: FrozenModule, images: Images, job: Job) -> Tensor:
+    recipe = job.model.backbone.recipe
+
+    def load(places: Sequence[int]) -> Tensor:
+        return recipe.apply(images.batch(places))
+
+    return torch.cat([rows for _, rows in frozen.map(load, range(len(images)), job.n_jobs)])
+
+
+# Models ------------------------------------------------------------------------------
+
+
+def _with_head(model: Model, head: LinearHead) -> Model:
+    """The same network with another head."""
+    adapted = _assembled(model, model.depth, model.plan, head)
+    _copy_tensors(model.net.module_.suffix, adapted.net.module_.suffix)
+    return adapted
+
+
+def _with_network(model: Model, network: nn.Module, head: LinearHead) -> Model:
+    """A model none of whose stages is frozen, since all of them have changed."""
+    plan = replace(model.plan, optimizer="adamw", lr=default_lr("adamw", frozen=False))
+    adapted = _assembled(model, 0, plan, head)
+    _copy_tensors(network, adapted.net.module_.suffix)
+    return adapted
+
+
+def _assembled(model: Model, depth: int, plan: TrainingPlan, head: LinearHead) -> Model:
+    n_classes, in_features = head.weight.shape
+    shape = HeadShape("linear", n_classes, 0.0, in_features)
+    parts = (model.backbone, depth, model.pooling)
+    net = assemble_net(*parts, shape, plan, model.precision, model.device)
+    linear = net.module_.head[0]
+    with torch.no_grad():
+        linear.weight.copy_(head.weight)
+        linear.bias.copy_(head.bias)
+    return Model(*parts, model.precision, model.device, shape, plan, net)
+
+
+def _whole_network(model: Model) -> nn.Module:
+    """From uint8 images to features, in evaluation mode and with the weights of the model."""
+    network = model.backbone.suffix(0, model.pooling)
+    if 0 < model.depth < len(model.backbone.stages):
+        _copy_tensors(model.net.module_.suffix, network[1])  # type: ignore[index]
+    elif model.depth == 0:
+        _copy_tensors(model.net.module_.suffix, network)
+    return network.to(model.device).eval()
+
+
+@torch.no_grad()
+def _copy_tensors(module: nn.Module, to: nn.Module) -> None:
+    targets = named_tensors(to)
+    for name, tensor in named_tensors(module).items():
+        targets[name].copy_(tensor)

@@ -1,0 +1,315 @@
+"""A linear head for features of another source, whose images have no labels.
+
+The labelled features are moved to where the unlabelled ones lie, and the head is fitted to them
+there. Only means, spreads and correlations of the unlabelled features are needed for that, and
+then what the head itself makes of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.optimize import nnls
+from sklearn.model_selection import StratifiedKFold
+from torch import Tensor
+
+from .hardware import suited_threads
+from .logistic import solve
+
+# Chosen by benchmarks/transfer.
+_COMMON_SPREAD = 0.3  # share of the mean spread in each feature's, for those that hardly vary
+_SHRINKAGE = 10.0  # of covariances towards the identity, in variances of a feature
+_ROUNDS = 10
+_LAST_SHARE = 0.8  # of the images that the head may learn from its own labels
+_PRIOR_IMAGES = 1  # of the source, that count in the mean and spread of the target
+_TOWARDS_NO_SHIFT = 0.1
+_N_FOLDS = 3
+
+
+@dataclass(frozen=True)
+class LabelledFeatures:
+    """Features of images whose classes are known.
+
+    Attributes
+    ----------
+    features : float tensor of shape (n, n_features)
+    labels : int64 tensor of shape (n,)
+    weights : float64 tensor of shape (n,)
+    n_classes : int
+    """
+
+    features: Tensor
+    labels: Tensor
+    weights: Tensor
+    n_classes: int
+
+    def weighted(self, weights: Tensor) -> LabelledFeatures:
+        """The same rows with other weights, of mean one."""
+        return LabelledFeatures(
+            self.features, self.labels, weights / weights.mean(), self.n_classes
+        )
+
+    def at(self, rows: npt.NDArray[np.int64]) -> LabelledFeatures:
+        """Some of the rows."""
+        place = torch.as_tensor(rows)
+        return LabelledFeatures(
+            self.features[place], self.labels[place], self.weights[place], self.n_classes
+        )
+
+    def proportions(self) -> Tensor:
+        """Share of each class in the weights."""
+        zeros = torch.zeros(self.n_classes, dtype=torch.float64)
+        return zeros.index_add_(0, self.labels, self.weights) / self.weights.sum()
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """Weights from features to logits.
+
+    Attributes
+    ----------
+    weight : float64 tensor of shape (n_classes, n_features)
+    bias : float64 tensor of shape (n_classes,)
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def proba(self, features: Tensor) -> Tensor:
+        """Class probabilities, of shape (n, n_classes)."""
+        return torch.softmax(features.double() @ self.weight.T + self.bias, dim=1)
+
+
+@dataclass(frozen=True)
+class Standardization:
+    """Shift and scale of each feature."""
+
+    mean: Tensor
+    spread: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor, weights: Tensor | None = None) -> Standardization:
+        """Learn it from rows."""
+        return cls._from(*_moments(features, weights))
+
+    @classmethod
+    def of_target(cls, target: Tensor, source: LabelledFeatures) -> Standardization:
+        """Learn it from few or many rows; few don't tell much, so the source has a say.
+
+        References
+        ----------
+        S. Schneider et al., Improving robustness against common corruptions by covariate shift
+        adaptation (2020), arXiv:2006.16971.
+        """
+        share = len(target) / (len(target) + _PRIOR_IMAGES)
+        moments = zip(_moments(target), _moments(source.features, source.weights), strict=True)
+        return cls._from(*(share * own + (1 - share) * other for own, other in moments))
+
+    @classmethod
+    def _from(cls, mean: Tensor, variance: Tensor) -> Standardization:
+        spread = variance.sqrt()
+        spread = spread + _COMMON_SPREAD * spread.mean()
+        return cls(mean, torch.where(spread > 0, spread, torch.ones_like(spread)))
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Standardise rows, in double precision."""
+        return (features.double() - self.mean) / self.spread
+
+    def folded_into(self, head: LinearHead) -> LinearHead:
+        """The head for features that aren't standardised."""
+        weight = head.weight / self.spread
+        return LinearHead(weight, head.bias - weight @ self.mean)
+
+
+def _moments(features: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    rows = features.double()
+    shares = torch.ones(len(rows), dtype=torch.float64) if weights is None else weights
+    shares = shares / shares.sum()
+    mean = shares @ rows
+    return mean, shares @ (rows - mean).square()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of the head's fits; see :func:`sktl.logistic.solve`."""
+
+    weight_decay: float
+    label_smoothing: float
+
+
+def fit_head(rows: LabelledFeatures, settings: Settings) -> LinearHead:
+    """Multinomial logistic regression."""
+    # Its steps also multiply matrices that are far from flat.
+    with suited_threads(10 * rows.features.numel() * rows.n_classes):
+        found = solve(
+            rows.features,
+            rows.labels,
+            rows.weights / rows.weights.mean(),
+            rows.n_classes,
+            weight_decay=settings.weight_decay,
+            label_smoothing=settings.label_smoothing,
+        )
+    return LinearHead(found.weight, found.bias)
+
+
+def standardized_head(source: LabelledFeatures, target: Tensor, settings: Settings) -> LinearHead:
+    """Fit a head to features standardised by their own source's means and spreads.
+
+    Parameters
+    ----------
+    source : LabelledFeatures
+    target : float tensor of shape (n, n_features)
+        Features of images without labels.
+    settings : Settings
+
+    Returns
+    -------
+    LinearHead
+        For the target's features.
+    """
+    scale = Standardization.of_target(target, source)
+    own = Standardization.of(source.features, source.weights)(source.features)
+    rows = LabelledFeatures(own, source.labels, source.weights, source.n_classes)
+    return scale.folded_into(fit_head(rows, settings))
+
+
+def aligned_head(
+    source: LabelledFeatures, target: Tensor, settings: Settings, *, pseudo_labels: bool
+) -> LinearHead:
+    """Fit a head to labelled features that were given the correlations of the target's.
+
+    Means and correlations of all images say as much of how many there are of each class as of
+    how they look. So classes are weighted in the source as they seem to occur in the target.
+
+    Parameters
+    ----------
+    source : LabelledFeatures
+    target : float tensor of shape (n, n_features)
+    settings : Settings
+    pseudo_labels : bool
+        Whether to go on with the target's images under the labels that the head gives them: of
+        each class those it is surest of, more in each of ten rounds.
+
+    Returns
+    -------
+    LinearHead
+        For the target's features.
+
+    References
+    ----------
+    B. Sun, J. Feng and K. Saenko, Return of Frustratingly Easy Domain Adaptation (2016),
+    arXiv:1511.05547; Y. Zou et al., Unsupervised Domain Adaptation for Semantic Segmentation via
+    Class-Balanced Self-Training (2018), arXiv:1810.07911.
+    """
+    scale = Standardization.of_target(target, source)
+    rows = scale(target)
+    aligned = _aligned(source, rows)
+    head = fit_head(aligned, settings)
+    seen = head.proba(rows).mean(0) / source.proportions().clamp_min(1e-12)
+    aligned = _aligned(source.weighted(source.weights * seen[source.labels]), rows)
+    head = fit_head(aligned, settings)
+    if pseudo_labels:
+        head = _self_trained(head, aligned, rows, settings)
+    return scale.folded_into(head)
+
+
+def _aligned(source: LabelledFeatures, target: Tensor) -> LabelledFeatures:
+    """Whiten the source's features, and colour them as the target's (standardised) ones."""
+    own = Standardization.of(source.features, source.weights)(source.features)
+    shares = (source.weights / source.weights.mean()).sqrt()[:, None]
+    white = _times_power(own, own * shares, -0.5)
+    coloured = _times_power(white, target - target.mean(0), 0.5)
+    return LabelledFeatures(coloured, source.labels, source.weights, source.n_classes)
+
+
+def _times_power(rows: Tensor, centred: Tensor, exponent: float) -> Tensor:
+    """Multiply rows by a power of the shrunk covariance of others."""
+    n, n_features = centred.shape
+    if n < n_features:  # the larger of the two matrices needn't be made
+        values, vectors = torch.linalg.eigh(centred @ centred.T / n)
+        held = values > values[-1] * 1e-10
+        values, vectors = values[held], vectors[:, held]
+        directions = centred.T @ vectors / (n * values).sqrt()
+    else:
+        values, directions = torch.linalg.eigh(centred.T @ centred / n)
+        values = values.clamp_min(0)
+    gains = (values + _SHRINKAGE) ** exponent - _SHRINKAGE**exponent
+    product: Tensor = _SHRINKAGE**exponent * rows + ((rows @ directions) * gains) @ directions.T
+    return product
+
+
+def _self_trained(
+    head: LinearHead, source: LabelledFeatures, target: Tensor, settings: Settings
+) -> LinearHead:
+    for number in range(1, _ROUNDS + 1):
+        surest, labels = _surest(head.proba(target), _LAST_SHARE * number / _ROUNDS)
+        rows = LabelledFeatures(
+            torch.cat([source.features, target[surest]]),
+            torch.cat([source.labels, labels]),
+            torch.cat([source.weights / source.weights.mean(), torch.ones(len(surest)).double()]),
+            source.n_classes,
+        )
+        head = fit_head(rows, settings)
+    return head
+
+
+def _surest(proba: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """The rows of each class that are most probable, and their labels."""
+    confidence, labels = proba.max(dim=1)
+    chosen = []
+    for label in range(proba.shape[1]):
+        rows = torch.nonzero(labels == label).ravel()
+        n = int(np.ceil(share * len(rows)))
+        chosen.append(rows[confidence[rows].argsort(descending=True, stable=True)[:n]])
+    surest = torch.cat(chosen)
+    return surest, labels[surest]
+
+
+def held_out_proba(source: LabelledFeatures, settings: Settings) -> Tensor | None:
+    """Probabilities of each row by a head that was fitted without it; None with too few rows."""
+    n_folds = min(_N_FOLDS, int(source.labels.bincount(minlength=source.n_classes).min()))
+    if n_folds < 2:
+        return None
+    proba = torch.zeros(len(source.labels), source.n_classes, dtype=torch.float64)
+    folds = StratifiedKFold(n_folds).split(source.labels, source.labels)
+    for training, rest in folds:
+        proba[torch.as_tensor(rest)] = fit_head(source.at(training), settings).proba(
+            source.features[torch.as_tensor(rest)]
+        )
+    return proba
+
+
+def class_shift(held_out: Tensor, source: LabelledFeatures, seen: Tensor) -> Tensor:
+    """Estimate how much more often each class occurs among unlabelled images.
+
+    Parameters
+    ----------
+    held_out : float64 tensor of shape (n, n_classes)
+        From :func:`held_out_proba`.
+    source : LabelledFeatures
+    seen : float64 tensor of shape (n_classes,)
+        Mean probabilities of the unlabelled images.
+
+    Returns
+    -------
+    float64 tensor of shape (n_classes,)
+        Ratios of frequencies, target to source.
+
+    References
+    ----------
+    Z. Lipton, Y.-X. Wang and A. Smola, Detecting and Correcting for Label Shift with Black Box
+    Predictors (2018), arXiv:1802.03916; K. Azizzadenesheli et al., Regularized Learning for
+    Domain Adaptation under Label Shifts (2019), arXiv:1903.09734.
+    """
+    # Column j is what the images of class j look like, times their share.
+    confusion = torch.zeros(source.n_classes, source.n_classes, dtype=torch.float64)
+    shares = (source.weights / source.weights.sum())[:, None]
+    confusion.index_add_(0, source.labels, held_out * shares)
+    # Few images can't tell similar classes apart, and then it is better to see no shift.
+    penalty = _TOWARDS_NO_SHIFT / source.n_classes
+    system = np.vstack([confusion.T.numpy(), penalty * np.eye(source.n_classes)])
+    ratios, _ = nnls(system, np.concatenate([seen.numpy(), np.full(source.n_classes, penalty)]))
+    return torch.as_tensor(ratios)
