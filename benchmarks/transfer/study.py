@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter, ImageOps
 from scipy.ndimage import rotate
-from sklearn.datasets import load_digits
 from skimage.morphology import thin
+from sklearn.datasets import load_digits
 
 from sktl import PretrainedImageClassifier, load_image_folder
 from sktl.adaptation import METHODS
@@ -87,7 +87,7 @@ PICTURE_SHIFTS: dict[str, Callable[[Picture], Picture]] = {
 
 
 def shifted(name: str, folder: str) -> Iterator[Shift]:
-    """A folder of pictures, against the same folder made to look different."""
+    """Set a folder of pictures against the same folder made to look different."""
     found = load_image_folder(folder)
     pictures = [on_white(path) for path in found.data]
     labels = found.target.astype(str)
@@ -98,7 +98,7 @@ def shifted(name: str, folder: str) -> Iterator[Shift]:
 
 
 def makers(name: str, folders: str) -> Iterator[Shift]:
-    """Pictures of the same things by two makers; a thing has one file name with both."""
+    """Set two makers against each other; a thing has one file name with both."""
     parts: list[Any] = []
     for folder in folders.split(":"):
         found = load_image_folder(folder)
