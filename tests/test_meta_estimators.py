@@ -409,7 +409,7 @@ def test_features_before_pca_with_pandas_output(paths):
     features = pipeline[0].transform(frame)
     names = list(pipeline[0].get_feature_names_out())
     assert list(features.columns) == names == list(pipeline[-1].feature_names_in_)
-    assert names[:2] == ["pretrainedimagefeatures0", "pretrainedimagefeatures1"]
+    assert names[:2] == ["penultimate_0", "penultimate_1"]
     assert features.shape == (len(X), 1280)
     np.testing.assert_allclose(
         features, clone(pipeline[0]).set_output(transform="default").fit_transform(X)
