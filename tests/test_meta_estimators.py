@@ -8,13 +8,19 @@ from scipy.stats import loguniform
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.cluster import KMeans
+from sklearn.cluster import HDBSCAN, KMeans
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.decomposition import PCA
-from sklearn.ensemble import BaggingClassifier, StackingClassifier, VotingClassifier
+from sklearn.ensemble import (
+    BaggingClassifier,
+    IsolationForest,
+    StackingClassifier,
+    VotingClassifier,
+)
 from sklearn.exceptions import NotFittedError, UnsetMetadataPassedError
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.linear_model import LogisticRegression
+from sklearn.manifold import TSNE
 from sklearn.metrics import adjusted_rand_score
 from sklearn.model_selection import (
     GridSearchCV,
@@ -25,6 +31,7 @@ from sklearn.model_selection import (
     learning_curve,
 )
 from sklearn.multiclass import OneVsRestClassifier
+from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.semi_supervised import SelfTrainingClassifier
@@ -416,3 +423,43 @@ def test_features_before_pca_with_pandas_output(paths):
     )
     test_components = pipeline.transform(pd.DataFrame({"file": X_test}))
     assert LogisticRegression().fit(components, y).score(test_components, y_test) > 0.8
+
+
+@pytest.fixture(params=["float32", "float16"])
+def features(request):
+    return PretrainedImageFeatures(image_size=2 * SIZE, stage=[-1, None], dtype=request.param)
+
+
+def test_features_before_hdbscan(features, paths):
+    X, y, _, _ = paths
+    clusters = make_pipeline(features, PCA(8), HDBSCAN(min_cluster_size=8, copy=True))
+    found = clusters.fit_predict(X)
+    print(adjusted_rand_score(y[found >= 0], found[found >= 0]), np.mean(found >= 0))
+
+
+@pytest.mark.parametrize("to_two", [PCA(2), TSNE(perplexity=5, random_state=0)])
+def test_features_before_a_map(features, paths, to_two):
+    X, y, _, _ = paths
+    places = make_pipeline(features, to_two).fit_transform(X)
+    nearest = NearestNeighbors(n_neighbors=1).fit(places).kneighbors(return_distance=False)[:, 0]
+    print(np.mean(y[nearest] == y), places.shape)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_features_before_nearest_neighbors(features, paths, metric):
+    X, y, X_test, y_test = paths
+    index = NearestNeighbors(n_neighbors=3, metric=metric).fit(features.fit_transform(X))
+    nearest = index.kneighbors(features.transform(X_test), return_distance=False)
+    print(np.mean(y[nearest] == y_test[:, np.newaxis]))
+
+
+def test_features_before_an_isolation_forest(features, paths):
+    X, y, X_test, y_test = paths
+    forest = make_pipeline(features, IsolationForest(random_state=0)).fit(X[y == "leaves"])
+    scores = forest.score_samples(X_test)
+    print(
+        scores[y_test == "leaves"].min(),
+        scores[y_test != "leaves"].max(),
+        scores[y_test == "leaves"].mean(),
+        scores[y_test != "leaves"].mean(),
+    )
