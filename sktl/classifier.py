@@ -908,8 +908,7 @@ class PretrainedImageClassifier(
         ndarray of str of shape (n_features,)
         """
         check_is_fitted(self)
-        prefix = type(self).__name__.lower()
-        names = [f"{prefix}{i}" for i in range(self._model.head.in_features)]
+        names = [f"penultimate_{i}" for i in range(self._model.head.in_features)]
         return np.asarray(names, dtype=object)
 
     def __sklearn_is_fitted__(self) -> bool:

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
 from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
+import torch
+from sklearn.base import TransformerMixin
 from sklearn.utils import Tags
+from sklearn.utils._param_validation import Options, StrOptions
 from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
 
-from .backbones import Backbone
+from .backbones import Backbone, Pool, Pooling, spatial_axes
 from .base import ImageEstimator
+from .cache import empty_rows
 from .hardware import restore_device, restore_precision
 from .images import Images
 from .persistence import Packer, restore_backbone, restore_frozen, store_backbone
 from .prefix import FrozenPrefix, freeze_stage
 
 _SEED = 0  # of random weights, which must be the same in every fit
+_BLOCK = 2048  # images whose features are held beside the output
+
+Floats = npt.NDArray[np.floating[Any]]
 
 
-class PretrainedImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstimator):
+class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
     """Turn images into the features of a pretrained network.
 
     Parameters
@@ -31,13 +40,17 @@ class PretrainedImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     weights : str, path, torchvision WeightsEnum or None, default="DEFAULT"
         Weights by torchvision's names, the path of a state dict (.pth or .safetensors), or
         None for random ones, the same in every fit. A module keeps its own.
-    stage : str, int or None, default=None
+    stage : str, int, None, or a list or tuple of these, default=None
         The stage whose output to give, by its name or number (-1 is the last). None is what
-        the network's classifier reads.
+        the network's classifier reads. Of several stages, the network runs once, and their
+        features stand side by side in the order given.
     pooling : {"auto", "avg", "flatten"}, default="auto"
         How a map becomes a vector: as the network itself does, by the mean over positions
         (also what "auto" does at a stage that is named), or by laying all positions side by
         side.
+    dtype : {np.float32, np.float16, "float32", "float16"}, default=np.float32
+        Of the features. float16 takes half the memory, and has three to four digits; features
+        beyond its range, 65504, are an error.
     image_size, image_shape, pixel_range, cache, precision, device, n_jobs
         See :class:`PretrainedImageClassifier`.
     verbose : int, default=0
@@ -69,7 +82,8 @@ class PretrainedImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     """
 
     _parameter_constraints: dict[str, list[Any]] = ImageEstimator._parameter_constraints | {
-        "stage": [str, Integral, None],
+        "stage": [str, Integral, list, tuple, None],
+        "dtype": [StrOptions({"float32", "float16"}), Options(type, {np.float32, np.float16})],
     }
 
     def __init__(
@@ -79,6 +93,7 @@ class PretrainedImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         weights: Any = "DEFAULT",
         stage: Any = None,
         pooling: Any = "auto",
+        dtype: Any = np.float32,
         image_size: int | None = None,
         image_shape: Any = None,
         pixel_range: Any = None,
@@ -92,6 +107,7 @@ class PretrainedImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         self.weights = weights
         self.stage = stage
         self.pooling = pooling
+        self.dtype = dtype
         self.image_size = image_size
         self.image_shape = image_shape
         self.pixel_range = pixel_range
@@ -104,6 +120,8 @@ class PretrainedImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     def fit(self, X: Any, y: Any = None) -> Self:
         """Load the network and learn how to read X.
 
+        With a cache, the features of X are computed, too, and :meth:`transform` finds them.
+
         Parameters
         ----------
         X : array, list, Series or DataFrame of n_samples images
@@ -115,24 +133,13 @@ class PretrainedImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         self : PretrainedImageFeatures
         """
         with self._all_or_nothing():
-            self._fit(X)
+            images = self._learn(X)
+            # One image shows the width; without a cache, the others would be computed in vain.
+            for _, rows in self._blocks(images, 1 if self.cache is None else len(images)):
+                self._n_features_out = rows.shape[1]
         return self
 
-    def _fit(self, X: Any) -> npt.NDArray[np.float32]:
-        self._validate_params()
-        self.device_, self.precision_ = self._choose_hardware()
-        images = self._open(X, reset=True)
-        self._backbone = self._load_backbone(_SEED)
-        self._stage = self._backbone.stage_index(self.stage)
-        self._pooling = self.pooling
-        self.stages_ = list(self._backbone.stages)
-        self._prefix = self._make_prefix(self._backbone)
-        # Shows that X can be read and what the width is; the cache keeps it for transform.
-        features = self._features(images)
-        self._n_features_out = features.shape[1]
-        return features
-
-    def fit_transform(self, X: Any, y: Any = None) -> npt.NDArray[np.float32]:
+    def fit_transform(self, X: Any, y: Any = None) -> Floats:
         """Fit to X and compute its features.
 
         Parameters
@@ -142,14 +149,30 @@ class PretrainedImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
 
         Returns
         -------
-        float32 ndarray of shape (n_samples, n_features)
+        ndarray of shape (n_samples, n_features)
+            Of the parameter `dtype`.
         """
-        return self.fit(X).transform(X)
+        with self._all_or_nothing():
+            features = self._features(self._learn(X))
+            self._n_features_out = features.shape[1]
+        return features
+
+    def _learn(self, X: Any) -> Images:
+        self._validate_params()
+        self.device_, self.precision_ = self._choose_hardware()
+        images = self._open(X, reset=True)
+        self._backbone = self._load_backbone(_SEED)
+        self._stage = self._backbone.find_stages(self.stage)
+        self._pooling = self.pooling
+        self._dtype = np.dtype(self.dtype).name
+        self.stages_ = list(self._backbone.stages)
+        self._prefix = self._make_prefix(self._backbone)
+        return images
 
     def _make_prefix(self, backbone: Backbone) -> FrozenPrefix:
         return freeze_stage(backbone, self._stage, self._pooling, self.precision_, self.device_)
 
-    def transform(self, X: Any) -> npt.NDArray[np.float32]:
+    def transform(self, X: Any) -> Floats:
         """Compute features.
 
         Parameters
@@ -158,16 +181,51 @@ class PretrainedImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
 
         Returns
         -------
-        float32 ndarray of shape (n_samples, n_features)
+        ndarray of shape (n_samples, n_features)
+            Of the parameter `dtype`.
         """
         check_is_fitted(self)
-        images = self._open(X, reset=False)
-        return self._features(images)
+        return self._features(self._open(X, reset=False))
 
-    def _features(self, images: Images) -> npt.NDArray[np.float32]:
-        rows = self._prefix.compute(images, self._cache(), self._n_jobs())
-        features: npt.NDArray[np.float32] = rows.float().numpy()
+    def _blocks(self, images: Images, n: int) -> Iterator[tuple[range, Tensor]]:
+        cache, n_jobs = self._cache(), self._n_jobs()
+        for start in range(0, n, _BLOCK):
+            block = range(start, min(start + _BLOCK, n))
+            yield block, self._prefix.compute(images, cache, n_jobs, block)
+
+    def _features(self, images: Images) -> Floats:
+        for block, rows in self._blocks(images, len(images)):
+            if block.start == 0:
+                like = rows[:1].to(getattr(torch, self._dtype))
+                features: Floats = empty_rows(len(images), like).numpy()
+            _write(rows, features[block.start : block.stop])
+            del rows  # before the next block is computed
         return features
+
+    def get_feature_names_out(self, input_features: Any = None) -> npt.NDArray[np.object_]:
+        """Name the features that :meth:`transform` gives.
+
+        Parameters
+        ----------
+        input_features : ignored
+
+        Returns
+        -------
+        ndarray of str of shape (n_features,)
+            "stage_channel", or with `pooling="flatten"` "stage_channel_row_column", of tokens
+            "stage_token_channel". What the classifier reads is "penultimate_number".
+        """
+        check_is_fitted(self)
+        stages = self._stage if isinstance(self._stage, tuple) else (self._stage,)
+        names = {stage: self._names_of(stage) for stage in stages if stage is not None}
+        n_others = self._n_features_out - sum(map(len, names.values()))
+        penultimate = [f"penultimate_{i}" for i in range(n_others)]
+        ordered = [penultimate if stage is None else names[stage] for stage in stages]
+        return np.asarray(list(chain.from_iterable(ordered)), dtype=object)
+
+    def _names_of(self, stage: int) -> list[str]:
+        shape = self._backbone.splitter.stage_shape(stage)
+        return _names(self.stages_[stage], shape, self._pooling)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_prefix")
@@ -204,3 +262,26 @@ class PretrainedImageFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
             "device_": device,
             "precision_": precision,
         }
+
+
+def _write(rows: Tensor, features: Floats) -> None:
+    """Fill features with rows, in the number format of the former."""
+    try:
+        with np.errstate(over="raise"):
+            features[...] = rows.float().numpy()
+    except FloatingPointError as error:
+        raise ValueError(
+            f"Some features are beyond the range of {features.dtype}, up to "
+            f"{np.finfo(features.dtype).max:g}. Choose dtype=np.float32."
+        ) from error
+
+
+def _names(stage: str, shape: tuple[int, ...], pooling: Pooling) -> list[str]:
+    """Name the features that a stage's output of this shape is pooled to."""
+    if pooling != "flatten":
+        n_channels = Pool(pooling)(torch.empty(shape, device="meta")).shape[1]
+        return [f"{stage}_{channel}" for channel in range(n_channels)]
+    places = np.ndindex(shape[1:])
+    if len(shape) == 4 and spatial_axes(shape) == (1, 2):  # the channels lie last
+        return [f"{stage}_{channel}_{row}_{column}" for row, column, channel in places]
+    return ["_".join(map(str, (stage, *place))) for place in places]

@@ -13,7 +13,7 @@ import xxhash
 from torch import Tensor, fx, nn
 
 from .augmentation import View
-from .backbones import Backbone, Pooling
+from .backbones import Backbone, Pooling, Stages
 from .cache import FeatureCache, empty_rows
 from .images import Images
 from .inference import FrozenModule, ahead
@@ -29,8 +29,9 @@ class FrozenPrefix:
     Parameters
     ----------
     backbone : Backbone
-    stage : int or None
-        The last stage, or None for what the classifier reads.
+    stage : int, tuple of (int or None), or None
+        The last stage, or None for what the classifier reads; several give their pooled outputs
+        side by side.
     pooling : {"auto", "avg", "flatten"} or None
         None leaves a stage's output as it is.
     precision : {"float32", "bfloat16"}
@@ -45,7 +46,7 @@ class FrozenPrefix:
     def __init__(
         self,
         backbone: Backbone,
-        stage: int | None,
+        stage: Stages,
         pooling: Pooling | None,
         precision: str,
         device: torch.device,
@@ -171,7 +172,7 @@ class FrozenPrefix:
         self, cache: FeatureCache, digests: Sequence[bytes], missing: list[int], rows: _Rows
     ) -> list[int]:
         """Go on from features of earlier stages, where the cache has them."""
-        for prefix in self._shallower():
+        for depth, prefix in self._shallower():
             if not missing:
                 break
             rest: list[int] = []
@@ -183,27 +184,29 @@ class FrozenPrefix:
                 rest += [i for i in places if i not in held]
                 if not held:
                     continue
-                module = module or self._continuation(prefix)
+                module = module or self._continuation(depth)
                 for batch, features in module.map(_stacked(held), list(held)):
                     cache.put([self.key + digests[i] for i in batch], features)
                     rows.put(batch, features)
             missing = rest
         return missing
 
-    def _shallower(self) -> Iterator[FrozenPrefix]:
-        """Prefixes that this one begins with, the deepest first."""
+    def _shallower(self) -> Iterator[tuple[int, FrozenPrefix]]:
+        """Prefixes that this one begins with and their depths, the deepest first."""
         backbone = self._backbone
         n_stages = len(backbone.stages)
-        depth = n_stages if self.stage is None else self.stage + (self.pooling is not None)
-        for stage in reversed(range(min(depth, n_stages - 1))):
+        if isinstance(self.stage, tuple):  # all must lie after what was computed
+            most = min(n_stages if stage is None else stage for stage in self.stage)
+        else:
+            most = n_stages if self.stage is None else self.stage + (self.pooling is not None)
+        for stage in reversed(range(min(most, n_stages - 1))):
             name = (stage, None, self.precision, self.device)
             # A network without a name must be cut and hashed to know its key: that costs more
             # than it may save, unless it has been done before.
             if backbone.identity is not None or name in _prefixes.get(backbone, {}):
-                yield _shared(backbone, *name)
+                yield stage + 1, _shared(backbone, *name)
 
-    def _continuation(self, prefix: FrozenPrefix) -> FrozenModule:
-        depth = 0 if prefix.stage is None else prefix.stage + 1
+    def _continuation(self, depth: int) -> FrozenModule:
         module = self._backbone.continuation(depth, self.stage, self.pooling)
         return FrozenModule(module, self.precision, self.device)
 
@@ -289,18 +292,18 @@ def freeze_prefix(
 
 def freeze_stage(
     backbone: Backbone,
-    stage: int | None,
+    stage: Stages,
     pooling: Pooling,
     precision: str,
     device: torch.device,
 ) -> FrozenPrefix:
-    """Freeze a backbone up to one stage and its pooling, or up to what the classifier reads."""
+    """Freeze a backbone up to pooled stages, or up to what the classifier reads."""
     return _shared(backbone, stage, pooling, precision, device)
 
 
 def _shared(
     backbone: Backbone,
-    stage: int | None,
+    stage: Stages,
     pooling: Pooling | None,
     precision: str,
     device: torch.device,

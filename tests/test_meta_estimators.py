@@ -8,13 +8,19 @@ from scipy.stats import loguniform
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.cluster import KMeans
+from sklearn.cluster import HDBSCAN, KMeans
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.decomposition import PCA
-from sklearn.ensemble import BaggingClassifier, StackingClassifier, VotingClassifier
+from sklearn.ensemble import (
+    BaggingClassifier,
+    IsolationForest,
+    StackingClassifier,
+    VotingClassifier,
+)
 from sklearn.exceptions import NotFittedError, UnsetMetadataPassedError
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.linear_model import LogisticRegression
+from sklearn.manifold import TSNE
 from sklearn.metrics import adjusted_rand_score
 from sklearn.model_selection import (
     GridSearchCV,
@@ -25,6 +31,7 @@ from sklearn.model_selection import (
     learning_curve,
 )
 from sklearn.multiclass import OneVsRestClassifier
+from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.semi_supervised import SelfTrainingClassifier
@@ -409,10 +416,47 @@ def test_features_before_pca_with_pandas_output(paths):
     features = pipeline[0].transform(frame)
     names = list(pipeline[0].get_feature_names_out())
     assert list(features.columns) == names == list(pipeline[-1].feature_names_in_)
-    assert names[:2] == ["pretrainedimagefeatures0", "pretrainedimagefeatures1"]
+    assert names[:2] == ["penultimate_0", "penultimate_1"]
     assert features.shape == (len(X), 1280)
     np.testing.assert_allclose(
         features, clone(pipeline[0]).set_output(transform="default").fit_transform(X)
     )
     test_components = pipeline.transform(pd.DataFrame({"file": X_test}))
     assert LogisticRegression().fit(components, y).score(test_components, y_test) > 0.8
+
+
+@pytest.fixture(params=["float32", "float16"])
+def features(request):
+    return PretrainedImageFeatures(image_size=2 * SIZE, stage=[-1, None], dtype=request.param)
+
+
+def test_features_before_hdbscan(features, paths):
+    X, y, _, _ = paths
+    clusters = make_pipeline(features, PCA(3), HDBSCAN(min_cluster_size=5, copy=True))
+    found = clusters.fit_predict(X)
+    assert np.mean(found >= 0) > 0.8
+    assert adjusted_rand_score(y[found >= 0], found[found >= 0]) > 0.8
+
+
+@pytest.mark.parametrize("to_two", [PCA(2), TSNE(perplexity=5, random_state=0)])
+def test_features_before_a_map(features, paths, to_two):
+    X, y, _, _ = paths
+    places = make_pipeline(features, to_two).fit_transform(X)
+    nearest = NearestNeighbors(n_neighbors=1).fit(places).kneighbors(return_distance=False)[:, 0]
+    assert places.shape == (48, 2)
+    assert np.mean(y[nearest] == y) > 0.9
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_features_before_nearest_neighbors(features, paths, metric):
+    X, y, X_test, y_test = paths
+    index = NearestNeighbors(n_neighbors=3, metric=metric).fit(features.fit_transform(X))
+    nearest = index.kneighbors(features.transform(X_test), return_distance=False)
+    assert np.mean(y[nearest] == y_test[:, np.newaxis]) > 0.9
+
+
+def test_features_before_an_isolation_forest(features, paths):
+    X, y, X_test, y_test = paths
+    forest = make_pipeline(features, IsolationForest(random_state=0)).fit(X[y == "leaves"])
+    scores = forest.score_samples(X_test)
+    assert scores[y_test == "leaves"].min() > scores[y_test != "leaves"].max()

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any
+from numbers import Integral
+from typing import Any, TypeAlias
 
 import torch
 import xxhash
@@ -31,12 +32,16 @@ __all__ = [
     "CutNetwork",
     "Pool",
     "Pooling",
+    "Stages",
     "default_weights",
     "list_backbones",
     "load_backbone",
     "rebuild_backbone",
     "spatial_axes",
 ]
+
+# One stage by its number, or what the classifier reads (None), or several of these.
+Stages: TypeAlias = int | None | tuple[int | None, ...]
 
 # Searches fit the same backbone many times; one network in memory serves all fits.
 _KEPT = 2
@@ -162,31 +167,61 @@ class Backbone:
             return None
         if isinstance(stage, str) and stage in self.stages:
             return self.stages.index(stage)
-        if not isinstance(stage, str) and -n <= stage < n:
+        if isinstance(stage, Integral) and -n <= stage < n:
             return int(stage) % n
         raise ValueError(
             f"There is no stage {stage!r}. Choose a number from {-n} to {n - 1}, or one of "
             f"{list(self.stages)}."
         )
 
-    def stage_features(self, stage: int | None, pooling: Pooling | None) -> nn.Module:
+    def find_stages(self, stage: Any) -> Stages:
+        """Number of a stage, or those of several; a list of one is that one.
+
+        Parameters
+        ----------
+        stage : int, str, None, or a list or tuple of these
+
+        Raises
+        ------
+        ValueError
+            If there is no such stage, or none, or one occurs twice.
+        """
+        if not isinstance(stage, list | tuple):
+            return self.stage_index(stage)
+        found = tuple(map(self.stage_index, stage))
+        if not found:
+            raise ValueError("stage is empty. Name at least one stage, or None.")
+        for i, index in enumerate(found):
+            if index in found[:i]:
+                raise ValueError(
+                    f"stage={stage!r} has {stage[found.index(index)]!r} and {stage[i]!r}, which "
+                    "are the same. Name each stage once."
+                )
+        return found if len(found) > 1 else found[0]
+
+    def stage_features(self, stage: Stages, pooling: Pooling | None) -> nn.Module:
         """From uint8 images to the output of one stage, or pooled to what the classifier reads.
 
         Parameters
         ----------
-        stage : int or None
-            None is what the network itself hands to its classifier.
+        stage : int, tuple of (int or None), or None
+            None is what the network itself hands to its classifier. Of several stages, all are
+            pooled and joined in this order.
         pooling : {"auto", "avg", "flatten"} or None
             None leaves a stage's output as it is.
         """
-        if stage is None:
+        if isinstance(stage, tuple):
+            features = self.splitter.several(0, stage, pooling or "auto")
+        elif stage is None:
             features = self.splitter.prefix(len(self.stages), pooling or "auto")
         else:
             features = self._pooled(self.splitter.stage_features(stage), pooling)
         return nn.Sequential(self._normalize(), features).eval()
 
-    def continuation(self, depth: int, stage: int | None, pooling: Pooling | None) -> nn.Module:
+    def continuation(self, depth: int, stage: Stages, pooling: Pooling | None) -> nn.Module:
         """From the output of `depth` stages to what :meth:`stage_features` gives."""
+        if isinstance(stage, tuple):
+            return self.splitter.several(depth, stage, pooling or "auto")
         if stage is None:
             return self.splitter.suffix(depth, pooling or "auto").eval()
         if stage == depth - 1:

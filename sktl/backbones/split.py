@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -35,6 +36,12 @@ class Splitter(Protocol):
     def stage_features(self, stage: int) -> nn.Module:
         """The network up to the end of one stage, without pooling."""
 
+    def several(self, depth: int, stages: Sequence[int | None], pooling: Pooling) -> nn.Module:
+        """After `depth` stages, the pooled outputs of others; None is what the head reads."""
+
+    def stage_shape(self, stage: int) -> tuple[int, ...]:
+        """Shape of what a stage makes of a batch of images."""
+
     def between(self, depth: int, stage: int) -> nn.Module:
         """The stages after `depth` of them up to the end of one, in evaluation mode."""
 
@@ -62,6 +69,18 @@ class Pool(nn.Module):
     def extra_repr(self) -> str:
         """Show what it does."""
         return self.how
+
+
+class SideBySide(nn.Module):
+    """Pool several outputs of a network, and join the vectors."""
+
+    def __init__(self, how: Pooling) -> None:
+        super().__init__()
+        self.pool = Pool(how)
+
+    def forward(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Give one vector an image."""
+        return torch.cat([self.pool(output) for output in outputs], dim=1)
 
 
 def spatial_axes(shape: torch.Size | tuple[int, ...]) -> tuple[int, ...]:
@@ -120,6 +139,20 @@ class TracedNetwork:
         """See :class:`Splitter`."""
         return self._part(None, self.anatomy.stages[stage].end)
 
+    def several(self, depth: int, stages: Sequence[int | None], pooling: Pooling) -> nn.Module:
+        """See :class:`Splitter`; each layer runs once."""
+        ends = [
+            self._pooled(pooling) if stage is None else self.anatomy.stages[stage].end
+            for stage in stages
+        ]
+        start = self.anatomy.stages[depth - 1].end if depth else None
+        graph = _subgraph(self.network, self.graph.eval, start, ends)
+        return nn.Sequential(fx.GraphModule(self.network, graph), SideBySide(pooling)).eval()
+
+    def stage_shape(self, stage: int) -> tuple[int, ...]:
+        """See :class:`Splitter`."""
+        return self.graph.shapes[self.anatomy.stages[stage].end]
+
     def between(self, depth: int, stage: int) -> nn.Module:
         """See :class:`Splitter`."""
         stages = self.anatomy.stages
@@ -154,14 +187,19 @@ class TracedNetwork:
         return self.anatomy.features if pooling == "auto" else self.anatomy.stages[-1].end
 
 
-def _subgraph(network: nn.Module, graph: fx.Graph, start: str | None, end: str | None) -> fx.Graph:
+def _subgraph(
+    network: nn.Module, graph: fx.Graph, start: str | None, end: str | list[str] | None
+) -> fx.Graph:
     part = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     logits = part.graph_copy(graph, copies)
     by_name = {name: copies[node] for node, name in node_names(graph).items() if node in copies}
     if start is not None:
         _start_at(network, part, by_name[start])
-    part.output(logits if end is None else by_name[end])
+    if isinstance(end, list):
+        part.output(tuple(_kept(part, by_name[name]) for name in end))
+    else:
+        part.output(logits if end is None else by_name[end])
     remove_dead_nodes(part)
     for node in list(part.nodes):
         if node.op == "placeholder" and not node.users:
@@ -178,6 +216,12 @@ def _start_at(network: nn.Module, part: fx.Graph, boundary: fx.Node) -> None:
     boundary.replace_all_uses_with(features)
 
 
+def _kept(part: fx.Graph, node: fx.Node) -> fx.Node:
+    """Copy a value that is given out, which what follows may overwrite."""
+    with part.inserting_after(node):
+        return part.call_method("clone", (node,))
+
+
 class OpaqueNetwork:
     """A network that torch.fx can't follow: frozen whole or not at all."""
 
@@ -186,6 +230,7 @@ class OpaqueNetwork:
     def __init__(self, network: nn.Module, image_size: int) -> None:
         self.network = network
         self.classifier = _last_linear(network, image_size)
+        self._image_size = image_size
 
     def prefix(self, depth: int, pooling: Pooling) -> nn.Module:
         """See :class:`Splitter`."""
@@ -200,6 +245,19 @@ class OpaqueNetwork:
     def stage_features(self, stage: int) -> nn.Module:
         """See :class:`Splitter`."""
         return self._headless().eval()
+
+    def several(self, depth: int, stages: Sequence[int | None], pooling: Pooling) -> nn.Module:
+        """See :class:`Splitter`; there is one stage only."""
+        raise ValueError(
+            "torch.fx can't trace this network, so it has no several stages to give the features "
+            "of. Choose stage=None, what its classifier reads."
+        )
+
+    @torch.no_grad()
+    def stage_shape(self, stage: int) -> tuple[int, ...]:
+        """See :class:`Splitter`; only running it tells."""
+        image = torch.zeros(1, 3, self._image_size, self._image_size)
+        return tuple(self.stage_features(stage)(image).shape)
 
     def between(self, depth: int, stage: int) -> nn.Module:
         """See :class:`Splitter`; there is one stage only, and nothing after it."""
