@@ -18,6 +18,7 @@ from .alignment import (
     Settings,
     aligned_head,
     class_shift,
+    expected_accuracy,
     fit_head,
     held_out_proba,
     standardized_head,
@@ -141,26 +142,13 @@ def adapt_model(job: Job, method: str) -> Adaptation:
     model = METHODS[method](job)
     logits = torch.as_tensor(model.logits(job.images, job.cache, job.n_jobs)).double()
     proportions = torch.softmax(logits, dim=1).mean(0)
-    at_home, expected = _expectation(job)
-    return Adaptation(model, proportions.numpy(), at_home, expected)
+    judged = expected_accuracy(job.source, job.target, job.settings)
+    if judged is not None:
+        _warn_if_too_different(*judged)
+    return Adaptation(model, proportions.numpy(), *(judged or (None, None)))
 
 
-def _expectation(job: Job) -> tuple[float | None, float | None]:
-    """Accuracy on the source, and that less the confidence that is lost on the target.
-
-    References
-    ----------
-    D. Guillory et al., Predicting with Confidence on Unseen Distributions (2021),
-    arXiv:2107.03315.
-    """
-    held_out = held_out_proba(job.source, job.settings)
-    if held_out is None:
-        return None, None
-    confidence, found = held_out.max(dim=1)
-    at_home = float((found == job.source.labels).double().mean())
-    head = standardized_head(job.source, job.target, job.settings)
-    lost = float(confidence.mean() - head.proba(job.target).max(dim=1).values.mean())
-    expected = min(1.0, max(0.0, at_home - lost))
+def _warn_if_too_different(at_home: float, expected: float) -> None:
     if expected < _TRUSTED * at_home:
         warnings.warn(
             "The images differ much from those of the fit: an accuracy of about "
@@ -169,7 +157,6 @@ def _expectation(job: Job) -> tuple[float | None, float | None]:
             DomainShiftWarning,
             stacklevel=4,
         )
-    return at_home, expected
 
 
 def _standardize(job: Job) -> Model:

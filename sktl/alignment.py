@@ -7,7 +7,7 @@ then what the head itself makes of them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from .hardware import suited_threads
 from .logistic import solve
 
 # Chosen by benchmarks/transfer.
+_WEIGHT_DECAY = 2e-2  # for standardised features, whatever suits those of the network
 _COMMON_SPREAD = 0.3  # share of the mean spread in each feature's, for those that hardly vary
 _SHRINKAGE = 10.0  # of covariances towards the identity, in variances of a feature
 _ROUNDS = 10
@@ -50,9 +51,7 @@ class LabelledFeatures:
         """The same rows, weighted so that the classes have these shares."""
         ratios = proportions / self.proportions().clamp_min(1e-12)
         weights = self.weights * ratios[self.labels]
-        return LabelledFeatures(
-            self.features, self.labels, weights / weights.mean(), self.n_classes
-        )
+        return replace(self, weights=weights / weights.mean())
 
     def at(self, rows: npt.NDArray[np.int64]) -> LabelledFeatures:
         """Some of the rows."""
@@ -141,6 +140,10 @@ class Settings:
     weight_decay: float
     label_smoothing: float
 
+    def for_standardized(self) -> Settings:
+        """The same for features of mean zero and spread one."""
+        return replace(self, weight_decay=_WEIGHT_DECAY)
+
 
 def fit_head(rows: LabelledFeatures, settings: Settings) -> LinearHead:
     """Multinomial logistic regression."""
@@ -173,9 +176,45 @@ def standardized_head(source: LabelledFeatures, target: Tensor, settings: Settin
         For the target's features.
     """
     scale = Standardization.of_target(target, source)
+    return scale.folded_into(fit_head(_standardized(source), settings.for_standardized()))
+
+
+def _standardized(source: LabelledFeatures) -> LabelledFeatures:
     own = Standardization.of(source.features, source.weights)(source.features)
-    rows = LabelledFeatures(own, source.labels, source.weights, source.n_classes)
-    return scale.folded_into(fit_head(rows, settings))
+    return replace(source, features=own)
+
+
+def expected_accuracy(
+    source: LabelledFeatures, target: Tensor, settings: Settings
+) -> tuple[float, float] | None:
+    """Judge by the confidence that a head loses how much of its accuracy it will lose.
+
+    Parameters
+    ----------
+    source : LabelledFeatures
+    target : float tensor of shape (n, n_features)
+        Features of images without labels.
+    settings : Settings
+
+    Returns
+    -------
+    at_home, expected : float
+        Accuracies of a head on standardised features: on images of the source that it hasn't
+        seen, and on the target. None if a class has one image only.
+
+    References
+    ----------
+    D. Guillory et al., Predicting with Confidence on Unseen Distributions (2021),
+    arXiv:2107.03315.
+    """
+    held_out = held_out_proba(_standardized(source), settings.for_standardized())
+    if held_out is None:
+        return None
+    confidence, found = held_out.max(dim=1)
+    at_home = float((found == source.labels).double().mean())
+    there = standardized_head(source, target, settings).proba(target).max(dim=1).values
+    lost = float(confidence.mean() - there.mean())
+    return at_home, min(1.0, max(0.0, at_home - lost))
 
 
 def aligned_head(
@@ -206,6 +245,7 @@ def aligned_head(
     arXiv:1511.05547; Y. Zou et al., Unsupervised Domain Adaptation for Semantic Segmentation via
     Class-Balanced Self-Training (2018), arXiv:1810.07911.
     """
+    settings = settings.for_standardized()
     scale = Standardization.of_target(target, source)
     rows = scale(target)
     head = fit_head(_aligned(source, rows), settings)
@@ -218,11 +258,11 @@ def aligned_head(
 
 def _aligned(source: LabelledFeatures, target: Tensor) -> LabelledFeatures:
     """Whiten the source's features, and colour them as the target's (standardised) ones."""
-    own = Standardization.of(source.features, source.weights)(source.features)
+    own = _standardized(source).features
     shares = (source.weights / source.weights.mean()).sqrt()[:, None]
     white = _times_power(own, own * shares, -0.5)
     coloured = _times_power(white, target - target.mean(0), 0.5)
-    return LabelledFeatures(coloured, source.labels, source.weights, source.n_classes)
+    return replace(source, features=coloured)
 
 
 def _times_power(rows: Tensor, centred: Tensor, exponent: float) -> Tensor:

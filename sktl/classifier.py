@@ -118,7 +118,7 @@ class PretrainedImageClassifier(
         Learning rate of the last stage that trains. None is `lr`.
     layer_decay : float, default=1.0
         What a stage's learning rate is of that of the stage after it.
-    weight_decay : float, default=2e-2
+    weight_decay : float, default=1e-3
         L2 penalty of the weights (not of biases and norms). With "lbfgs", half of it times their
         squared norm is added to the mean loss; else it is the optimizer's own parameter.
     schedule : {"cosine", "constant", "one_cycle"} or callable, default="cosine"
@@ -290,7 +290,7 @@ class PretrainedImageClassifier(
         lr: float | None = None,
         backbone_lr: float | None = None,
         layer_decay: float = 1.0,
-        weight_decay: float = 2e-2,
+        weight_decay: float = 1e-3,
         schedule: Any = "cosine",
         warmup: float | None = None,
         unfreeze: str = "head_first",
