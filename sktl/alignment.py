@@ -23,6 +23,7 @@ from .logistic import solve
 _WEIGHT_DECAY = 2e-2  # for standardised features, whatever suits those of the network
 _COMMON_SPREAD = 0.3  # share of the mean spread in each feature's, for those that hardly vary
 _SHRINKAGE = 10.0  # of covariances towards the identity, in variances of a feature
+_ALIKE = 0.25  # squared distance of two means, in variances, of images that look the same
 _ROUNDS = 10
 _LAST_SHARE = 0.8  # of the images that the head may learn from its own labels
 _PRIOR_IMAGES = 1  # of the source, that count in the mean and spread of the target
@@ -246,14 +247,36 @@ def aligned_head(
     Class-Balanced Self-Training (2018), arXiv:1810.07911.
     """
     settings = settings.for_standardized()
-    scale = Standardization.of_target(target, source)
+    likely = source.in_proportions(_proportions_at_first_sight(source, target, settings))
+    scale = Standardization.of_target(target, likely)
     rows = scale(target)
-    head = fit_head(_aligned(source, rows), settings)
+    head = fit_head(_aligned(likely, rows), settings)
     aligned = _aligned(source.in_proportions(head.proba(rows).mean(0)), rows)
     head = fit_head(aligned, settings)
     if pseudo_labels:
         head = _self_trained(head, aligned, rows, settings)
     return scale.folded_into(head)
+
+
+def _proportions_at_first_sight(
+    source: LabelledFeatures, target: Tensor, settings: Settings
+) -> Tensor:
+    """Class frequencies of the target by the source's head, if the images look the same.
+
+    They do if the head is as sure of them as of its own, and if with these frequencies their mean
+    is where it must be. Then what differs in other respects is due to frequencies, too.
+    """
+    own = _standardized(source)
+    held_out = held_out_proba(own, settings)
+    if held_out is None:
+        return source.proportions()
+    rows = Standardization.of(source.features, source.weights)(target)
+    proba = fit_head(own, settings).proba(rows)
+    expected = own.in_proportions(proba.mean(0))
+    mean, variance = _moments(expected.features, expected.weights)
+    apart = (rows.mean(0) - mean).square().sum() / variance.sum()
+    sure = proba.max(dim=1).values.mean() >= held_out.max(dim=1).values.mean()
+    return proba.mean(0) if sure and apart <= _ALIKE else source.proportions()
 
 
 def _aligned(source: LabelledFeatures, target: Tensor) -> LabelledFeatures:

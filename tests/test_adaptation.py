@@ -111,6 +111,7 @@ def test_means_of_other_frequencies_do_not_mislead():
     aligned = accuracy(aligned_head(rows, same, SETTINGS, pseudo_labels=False), target, labels)
     standardized = accuracy(standardized_head(rows, same, SETTINGS), target, labels)
     assert aligned > standardized + 0.05
+    assert aligned >= accuracy(fit_head(rows, SETTINGS), target, labels) - 0.01
 
 
 def test_the_surest_of_each_class():

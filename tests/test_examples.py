@@ -115,3 +115,19 @@ def test_swapped_stamps_are_found(stamps, tmp_path):
     found = listed_in(run("find_mislabelled.py", pictures))
     assert len(set(swapped) & set(found)) >= 9
     assert len(found) < 30
+
+
+def test_few_labels(stamps):
+    printed = run("few_labels.py", stamps)
+    assert "231 pictures to learn from, 50 of them with a label" in printed
+    alone, adapted, *others = map(float, re.findall(r": +(0\.\d+)$", printed, re.MULTILINE))
+    assert adapted > alone
+    assert len(others) == 2
+    assert min(others) > 0.5
+
+
+def test_other_source(stamps):
+    printed = run("other_source.py", stamps)
+    good, bad, adapted, expected = map(float, re.findall(r": (0\.\d+)$", printed, re.MULTILINE))
+    assert good > adapted > bad
+    assert expected < good

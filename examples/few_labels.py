@@ -1,0 +1,47 @@
+"""Learn from five labelled pictures a class, and from all the others without their labels.
+
+``python examples/few_labels.py path/to/pictures``
+"""
+
+import sys
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer
+from sklearn.semi_supervised import LabelSpreading, SelfTrainingClassifier
+
+from sktl import PretrainedImageClassifier, PretrainedImageFeatures, load_image_folder
+
+LABELS = 5
+UNKNOWN = -1  # scikit-learn's label of samples that have none
+
+if len(sys.argv) != 2:
+    raise SystemExit(__doc__)
+pictures = load_image_folder(sys.argv[1])
+train, test, y_train, y_test = train_test_split(
+    pictures.data, pictures.target, stratify=pictures.target, random_state=0
+)
+known = np.concatenate([np.flatnonzero(y_train == label)[:LABELS] for label in np.unique(y_train)])
+partly = np.full_like(y_train, UNKNOWN)
+partly[known] = y_train[known]
+print(f"{len(train)} pictures to learn from, {len(known)} of them with a label")
+
+clf = PretrainedImageClassifier(n_jobs=2).fit(train[known], y_train[known])
+print(f"labelled pictures alone:  {clf.score(test, y_test):.3f}")
+
+# Adapting knows no classes either; here the other source is the same one.
+adapted = clf.adapt(train)
+print(f"adapt to the others:      {adapted.score(test, y_test):.3f}")
+
+# These estimators take rows, so the frozen network turns the pictures into features first. Of unit
+# length, neighbours are those in the same direction.
+features = make_pipeline(PretrainedImageFeatures(n_jobs=2), Normalizer()).fit(train)
+rows, test_rows = features.transform(train), features.transform(test)
+for name, estimator in {
+    "SelfTrainingClassifier:": SelfTrainingClassifier(LogisticRegression(C=100, max_iter=1000)),
+    "LabelSpreading:": LabelSpreading(kernel="rbf", gamma=20),
+}.items():
+    accuracy = estimator.fit(rows, partly).score(test_rows, y_test)
+    print(f"{name:<25} {accuracy:.3f}")
