@@ -125,6 +125,11 @@ def scalar(value: Any, where: str) -> Any:
     return value if isinstance(value, str | bool | None) else refuse(value, where, "a plain value")
 
 
+def _anything(value: Any, where: str) -> Any:
+    """What is checked later."""
+    return value
+
+
 def _cell(value: Any, where: str) -> Any:
     """A value of a history, which may be infinite or not a number."""
     if isinstance(value, dict):
@@ -162,7 +167,7 @@ def _labels_to_json(labels: npt.NDArray[Any]) -> dict[str, Any]:
 
 def _labels(value: Any, where: str) -> npt.NDArray[Any]:
     """Class labels with their dtype, in order."""
-    found = record({"dtype": text, "values": list_of(scalar, least=2)})(value, where)
+    found = record({"dtype": text, "values": list_of(_anything, least=2)})(value, where)
     labels = _array(found["dtype"], found["values"], where)
     if not np.array_equal(np.unique(labels), labels):
         raise FileFormatError(f"{where} must be sorted and hold each label once.")
