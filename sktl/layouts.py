@@ -66,8 +66,8 @@ class Layout:
         Takes a state apart, into attributes, model and tensors; leaves in it what it doesn't know.
     to_state : callable
         Puts it together again.
-    check : callable
-        Raises a FileFormatError if what has been read doesn't go together.
+    check, check_tensors : callable
+        Raise a FileFormatError if parts of the document, or the tensors and it, don't go together.
     frozen_part : callable
         The frozen part of a backbone.
     path : callable
@@ -80,7 +80,8 @@ class Layout:
     model: Reader
     to_parts: Callable[[Stored], tuple[Stored, Stored, Tensors]]
     to_state: Callable[[Stored, Stored, Tensors], Stored]
-    check: Callable[[Stored, Tensors], None]
+    check: Callable[[Stored], None]
+    check_tensors: Callable[[Stored, Tensors], None]
     frozen_part: Callable[[Backbone, Stored], nn.Module]
     path: Callable[[Any], tuple[Sequence[nn.Module], int]]
 
@@ -153,6 +154,8 @@ def _backbone_name(value: Any, where: str) -> str:
 
 
 def _device(value: Any, where: str) -> str:
+    if value == "auto":
+        return str(value)
     try:
         torch.device(text(value, where))
     except RuntimeError:
@@ -301,7 +304,7 @@ _parameters = {
     "image_shape": optional(tuple_of(integer(1, 2**20), 2, 3)),
     "pixel_range": optional(tuple_of(number(), 2)),
     "cache": one_of("memory", None),
-    "device": either(one_of("auto"), text),
+    "device": _device,
     "n_jobs": optional(integer(-1024, 1024)),
 }
 
@@ -405,6 +408,12 @@ def _check_network(read: Stored) -> None:
         raise FileFormatError("The recipe crops more than it resizes to.")
 
 
+def _check_same(read: Stored, tensors: Tensors) -> None:
+    for part, same in read["model"]["same"].items():
+        if not {f"{part}/{first}" for first in same.values()} <= tensors.keys():
+            raise FileFormatError(f"There are no tensors that those of same.{part} could be.")
+
+
 # PretrainedImageClassifier -------------------------------------------------------------
 
 
@@ -459,7 +468,7 @@ def _classifier_state(attributes: Stored, model: Stored, tensors: Tensors) -> St
     }
 
 
-def _check_classifier(read: Stored, tensors: Tensors) -> None:
+def _check_classifier(read: Stored) -> None:
     _check_columns(read)
     _check_network(read)
     attributes, head = read["attributes"], read["model"]["head"]
@@ -470,9 +479,13 @@ def _check_classifier(read: Stored, tensors: Tensors) -> None:
         raise FileFormatError("adaptation_ has the proportions of other classes.")
     if not 0 <= read["model"]["depth"] <= len(attributes["stages_"]):
         raise FileFormatError(f"depth={read['model']['depth']} does not go with the stages.")
-    _check_head(head, tensors)
-    _check_indices(attributes, tensors)
-    _check_sample(head, tensors)
+
+
+def _check_classifier_tensors(read: Stored, tensors: Tensors) -> None:
+    _check_same(read, tensors)
+    _check_head(read["model"]["head"], tensors)
+    _check_indices(read["attributes"], tensors)
+    _check_sample(read["model"]["head"], tensors)
 
 
 def _check_head(head: Stored, tensors: Tensors) -> None:
@@ -552,6 +565,7 @@ CLASSIFIER = Layout(
     to_parts=_classifier_parts,
     to_state=_classifier_state,
     check=_check_classifier,
+    check_tensors=_check_classifier_tensors,
     frozen_part=lambda backbone, model: backbone.prefix(model["depth"], model["pooling"]),
     path=_classifier_path,
 )
@@ -582,7 +596,7 @@ def _features_state(attributes: Stored, model: Stored, tensors: Tensors) -> Stor
     }
 
 
-def _check_features(read: Stored, tensors: Tensors) -> None:
+def _check_features(read: Stored) -> None:
     _check_columns(read)
     _check_network(read)
     stage = read["model"]["stage"]
@@ -609,6 +623,7 @@ FEATURES = Layout(
     to_parts=_features_parts,
     to_state=_features_state,
     check=_check_features,
+    check_tensors=_check_same,
     frozen_part=lambda backbone, model: backbone.stage_features(model["stage"], model["pooling"]),
     path=_features_path,
 )

@@ -156,7 +156,14 @@ def _leave_out_frozen(document: Stored, read: Stored, tensors: Tensors, layout: 
             "include_backbone=False leaves out weights that can be had again, but weights=None are "
             "random ones. Save with include_backbone=True."
         )
-    if _digest(_frozen_again(read, layout)) != digest:
+    try:
+        again = _frozen_again(read, layout)
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        raise NotSavableError(
+            f"include_backbone=False leaves out weights that can be had again, but {error} Save "
+            "with include_backbone=True."
+        ) from error
+    if _digest(again) != digest:
         raise NotSavableError(
             "include_backbone=False leaves out weights that can be had again, but those of "
             f"weights={weights!r} are not the ones that the estimator was fitted with. Save with "
@@ -277,6 +284,7 @@ def _read(document: Any, layout: Layout) -> Stored:
         }
     )
     read: Stored = reader(document, "document")
+    layout.check(read)
     return read
 
 
@@ -287,7 +295,7 @@ def _check_tensors(read: Stored, tensors: Tensors, layout: Layout) -> None:
         dtype_name(tensor)
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise FileFormatError(f"The tensor {name[:100]} holds values that are not finite.")
-    layout.check(read, tensors)
+    layout.check_tensors(read, tensors)
 
 
 def _frozen_as_then(read: Stored, layout: Layout, digest: str) -> Tensors:
@@ -316,7 +324,9 @@ def _frozen_again(read: Stored, layout: Layout) -> Tensors:
     weights = read["parameters"]["weights"]
     backbone = load_backbone(network["name"], weights, network["image_size"])
     if backbone.recipe != Recipe(**model["recipe"]):
-        raise ValueError("they belong to images that are prepared otherwise")
+        raise ValueError("they belong to images that are prepared otherwise.")
+    if list(backbone.stages) != read["attributes"]["stages_"]:
+        raise ValueError("their network has other stages.")
     return tensors_of(store_weights(layout.frozen_part(backbone, model), {}), "frozen")
 
 
