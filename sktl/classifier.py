@@ -862,8 +862,9 @@ class PretrainedImageClassifier(
         if X is None and y is None:
             if self._sample is None:
                 raise ValueError(
-                    "This classifier has kept no images of its fit, as after partial_fit or after "
-                    "a change of its network. Pass X_source and y_source."
+                    "This classifier has kept no images of its fit, as after partial_fit, after a "
+                    "change of its network, or in a file that was saved without its backbone. "
+                    "Pass X_source and y_source."
                 )
             return self._sample, None
         if X is None or y is None:

@@ -153,6 +153,12 @@ def _backbone_name(value: Any, where: str) -> str:
     return text(value, where) if value in known else refuse(value, where, "a name that sktl knows")
 
 
+def _one_or_several(reader: Reader) -> Reader:
+    """A value that isn't a list, or a tuple of such."""
+    several = tuple_of(reader)
+    return lambda value, where: (several if isinstance(value, list) else reader)(value, where)
+
+
 def _device(value: Any, where: str) -> str:
     if value == "auto":
         return str(value)
@@ -248,6 +254,7 @@ _recipe = record(
         "antialias": flag,
     }
 )
+_dtype = one_of("float32", "float16")
 _pooling = one_of("auto", "avg", "flatten")
 _share = number(0, 1, below=True)
 _positive = number(0, above=True)
@@ -580,6 +587,7 @@ def _features_parts(state: Stored) -> tuple[Stored, Stored, Tensors]:
     model = _network_to_json(stored) | {
         "stage": state.pop("_stage"),
         "pooling": state.pop("_pooling"),
+        "dtype": state.pop("_dtype"),
         "n_features_out": int(state.pop("_n_features_out")),
         "same": {"frozen": stored["frozen"]["same"]},
     }
@@ -591,6 +599,7 @@ def _features_state(attributes: Stored, model: Stored, tensors: Tensors) -> Stor
     return _shared_state(attributes) | {
         "_stage": model["stage"],
         "_pooling": model["pooling"],
+        "_dtype": model["dtype"],
         "_n_features_out": model["n_features_out"],
         "_backbone": _network_to_state(model) | weights,
     }
@@ -599,8 +608,9 @@ def _features_state(attributes: Stored, model: Stored, tensors: Tensors) -> Stor
 def _check_features(read: Stored) -> None:
     _check_columns(read)
     _check_network(read)
-    stage = read["model"]["stage"]
-    if stage is not None and stage >= len(read["attributes"]["stages_"]):
+    stage, n_stages = read["model"]["stage"], len(read["attributes"]["stages_"])
+    several = stage if isinstance(stage, tuple) else (stage,)
+    if any(s is not None and s >= n_stages for s in several) or len(set(several)) < len(several):
         raise FileFormatError(f"stage={stage} does not go with the stages.")
 
 
@@ -610,12 +620,14 @@ def _features_path(estimator: Any) -> tuple[Sequence[nn.Module], int]:
 
 
 FEATURES = Layout(
-    parameters=_parameters,
+    parameters=_parameters
+    | {"stage": _one_or_several(scalar), "dtype": lambda v, where: getattr(np, _dtype(v, where))},
     attributes=record({"stages_": list_of(text, least=1)}, _may_lack),
     model=record(
         _network
         | {
-            "stage": optional(integer(0, 2**15)),
+            "stage": _one_or_several(optional(integer(0, 2**15))),
+            "dtype": _dtype,
             "n_features_out": integer(1, 2**31),
             "same": record({"frozen": mapping_of(text)}),
         }

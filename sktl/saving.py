@@ -116,7 +116,9 @@ def _encode(name: str, value: Any) -> Any:
         return None
     if name == "class_weight" and isinstance(value, dict):
         return [[_encode(name, label), _encode(name, weight)] for label, weight in value.items()]
-    if name in ("head", "image_shape", "pixel_range") and isinstance(value, list | tuple):
+    if name == "dtype" and isinstance(value, type):
+        return value.__name__
+    if name in ("head", "image_shape", "pixel_range", "stage") and isinstance(value, list | tuple):
         return [_encode(name, item) for item in value]
     if isinstance(value, WeightsEnum):
         return _name_of_member(value)
@@ -220,7 +222,7 @@ def load(path: Path) -> Any:
     ...     clf.save(f"{folder}/digits.sktl", include_backbone=False)
     ...     loaded = sktl.load(f"{folder}/digits.sktl")
     >>> loaded.predict(X[20:24])
-    array([0, 1, 0, 1])
+    array([1, 1, 1, 0])
     """
     document, tensors = read_sealed(path)
     try:
