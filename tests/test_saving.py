@@ -386,6 +386,18 @@ def test_a_resnet_takes_no_room_and_predicts_the_same(resnet, X, path):
     np.testing.assert_array_equal(sktl.load(path).predict_proba(X), resnet.predict_proba(X))
 
 
+def test_the_hash_is_that_of_the_description(fitted, path):
+    fitted.save(path)
+    hasher = hashlib.sha256()
+    for name, tensor in sorted(load_file(path).items()):
+        if name.startswith("frozen/"):
+            kind = {torch.float32: "F32", torch.int64: "I64"}[tensor.dtype]
+            hasher.update(f"{name} {kind} {','.join(map(str, tensor.shape))}\n".encode())
+            hasher.update(tensor.numpy().tobytes())
+    fitted.save(path, include_backbone=False)
+    assert open_up(path.read_bytes())[1]["model"]["frozen_sha256"] == hasher.hexdigest()
+
+
 def test_other_weights_in_the_place_of_those_left_out_are_found_out(resnet, state, path):
     resnet.save(path, include_backbone=False)
     before = state.read_bytes()
