@@ -7,13 +7,19 @@ from .backbones import list_backbones
 from .classifier import PretrainedImageClassifier
 from .datasets import load_image_folder
 from .features import PretrainedImageFeatures
+from .saving import MissingWeightsError, load
+from .sealed import FileFormatError, NotSavableError
 
 __version__ = version("sktl")
 
 __all__ = [
     "DomainShiftWarning",
+    "FileFormatError",
+    "MissingWeightsError",
+    "NotSavableError",
     "PretrainedImageClassifier",
     "PretrainedImageFeatures",
     "list_backbones",
+    "load",
     "load_image_folder",
 ]

@@ -26,6 +26,7 @@ from .hardware import PRECISIONS, choose_device, choose_precision
 from .images import ImageFormat, Images, kind_of, learn_format, open_images
 from .persistence import InconsistentVersionWarning, Packer, to_settings, unpack
 from .prefix import recall_stages, remember_stages
+from .saving import save
 
 
 class ImageEstimator(BaseEstimator):
@@ -87,6 +88,34 @@ class ImageEstimator(BaseEstimator):
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
+
+    def save(self, path: str | os.PathLike[str], *, include_backbone: bool = True) -> None:
+        """Write the fitted estimator to a file that holds no code; :func:`sktl.load` reads it.
+
+        The file holds numbers and names only, so that a file of unknown origin can be loaded
+        without harm. What was given as a module, callable or class can't be saved in it. Whoever
+        loads it while it is written finds the whole old file or the whole new one.
+
+        Parameters
+        ----------
+        path : str or path
+            Such as "model.sktl".
+        include_backbone : bool, default=True
+            False leaves out the weights of the frozen stages, which are then found by the
+            parameter `weights` in loading, and the features that
+            :meth:`PretrainedImageClassifier.adapt` works on.
+
+        Raises
+        ------
+        NotSavableError
+            If a parameter or attribute can't be saved; the message names it. The file is then as
+            it was.
+        NotFittedError
+            If the estimator isn't fitted.
+        OSError
+            If the file can't be written.
+        """
+        save(self, path, include_backbone=include_backbone)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

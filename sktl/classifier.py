@@ -31,6 +31,7 @@ from .backbones import Backbone
 from .base import ImageEstimator
 from .fitting import Fit, Setup, Task, fit_model
 from .images import Images, kind_of
+from .layouts import CLASSIFIER
 from .model import Model
 from .optimization import (
     OPTIMIZERS,
@@ -50,12 +51,14 @@ from .progress import (
     progress_bar,
     with_callbacks,
 )
+from .saving import savable
 from .training import history_rows, n_iterations, seed_of
 
 _POSITIVE = Interval(Real, 0, None, closed="neither")
 _SHARE = Interval(Real, 0, 1, closed="left")
 
 
+@savable(CLASSIFIER)
 class PretrainedImageClassifier(
     CallbackSupportMixin, ClassifierMixin, TransformerMixin, ImageEstimator
 ):
@@ -859,8 +862,9 @@ class PretrainedImageClassifier(
         if X is None and y is None:
             if self._sample is None:
                 raise ValueError(
-                    "This classifier has kept no images of its fit, as after partial_fit or after "
-                    "a change of its network. Pass X_source and y_source."
+                    "This classifier has kept no images of its fit, as after partial_fit, after a "
+                    "change of its network, or in a file that was saved without its backbone. "
+                    "Pass X_source and y_source."
                 )
             return self._sample, None
         if X is None or y is None:

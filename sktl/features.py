@@ -21,8 +21,10 @@ from .base import ImageEstimator
 from .cache import empty_rows
 from .hardware import restore_device, restore_precision
 from .images import Images
+from .layouts import FEATURES
 from .persistence import Packer, restore_backbone, restore_frozen, store_backbone
 from .prefix import FrozenPrefix, freeze_stage
+from .saving import savable
 
 _SEED = 0  # of random weights, which must be the same in every fit
 _BLOCK = 2048  # images whose features are held beside the output
@@ -30,6 +32,7 @@ _BLOCK = 2048  # images whose features are held beside the output
 Floats = npt.NDArray[np.floating[Any]]
 
 
+@savable(FEATURES)
 class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
     """Turn images into the features of a pretrained network.
 

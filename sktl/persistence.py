@@ -121,13 +121,13 @@ def store_weights(module: nn.Module, given: dict[str, Tensor]) -> Stored:
         if known is not None:
             stored["given"][name] = known
             continue
-        stored["arrays"][name], foreign = _to_array(tensor)
+        stored["arrays"][name], foreign = to_array(tensor)
         if foreign:
             stored["dtypes"][name] = str(tensor.dtype).removeprefix("torch.")
     return stored
 
 
-def _to_array(tensor: Tensor) -> tuple[np.ndarray[Any, Any], bool]:
+def to_array(tensor: Tensor) -> tuple[np.ndarray[Any, Any], bool]:
     """Give a tensor's values, or its bits (and True) where NumPy lacks the dtype."""
     values = tensor.detach().cpu().contiguous()
     try:
@@ -138,7 +138,7 @@ def _to_array(tensor: Tensor) -> tuple[np.ndarray[Any, Any], bool]:
 
 
 def _content(tensor: Tensor) -> object:
-    array, _ = _to_array(tensor)
+    array, _ = to_array(tensor)
     return tensor.dtype, tensor.shape, xxhash.xxh3_128_digest(array.reshape(-1).view(np.uint8).data)
 
 
@@ -180,8 +180,8 @@ def _to_tensor(array: np.ndarray[Any, Any], dtype: str | None) -> Tensor:
 
 
 def _check_fit(tensors: dict[str, Tensor], values: dict[str, Tensor | None]) -> None:
-    wanted = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    found = {name: tuple(v.shape) for name, v in values.items() if v is not None}
+    wanted = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
+    found = {name: (tuple(v.shape), v.dtype) for name, v in values.items() if v is not None}
     differing = sorted(n for n in {*wanted, *found} if wanted.get(n) != found.get(n))
     if differing:
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
@@ -306,7 +306,7 @@ def plain_rows(history: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
-        value = _to_array(value)[0]
+        value = to_array(value)[0]
     single = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0)
     return value.item() if single else value
 
