@@ -236,7 +236,7 @@ class PretrainedImageClassifier(
     >>> X, y = load_digits(n_class=2, return_X_y=True)
     >>> clf = PretrainedImageClassifier(image_size=64).fit(X[:20], y[:20])
     >>> clf.predict(X[20:24])
-    array([0, 1, 0, 1])
+    array([1, 1, 1, 0])
     """
 
     _model: Model

@@ -388,7 +388,7 @@ def test_what_torch_and_skorch_made_would_be_seen(trained):
 
 
 @pytest.mark.parametrize("freeze", ["all", "none"])
-def test_no_image_and_no_feature_is_in_a_file(freeze, X, y):
+def test_no_image_is_in_a_file_and_no_feature_but_of_the_sample(freeze, X, y):
     callbacks = [Hoarder(), ("epochs", Hoarder()), LRScheduler("StepLR", step_size=1)]
     settings = {"callbacks": callbacks, "lr": 1e-3, "cache": "memory"}
     noise = np.random.default_rng(0).integers(0, 255, X.shape, dtype=np.uint8)
@@ -399,8 +399,12 @@ def test_no_image_and_no_feature_is_in_a_file(freeze, X, y):
     rows = [noise[0], seen_by_net, fitted.transform(noise)[0]]
     snippets = [row.tobytes()[1000:1032] for row in rows]
     assert all(snippet in pickle.dumps(rows) for snippet in snippets)
+    whole = pickle.dumps(fitted)
+    assert snippets[0] not in whole
+    sample, fitted._sample = fitted._sample, None
     blob = pickle.dumps(fitted)
     assert not any(snippet in blob for snippet in snippets)
+    assert len(whole) - len(blob) < sample.features.nbytes + 16 * len(y) + 2000
     of_torch = {name for name in globals_in(blob) if name.startswith("torch.")}
     assert of_torch == {"torch.optim.lr_scheduler.StepLR"}  # the class, which the user named
 
