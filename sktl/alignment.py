@@ -23,7 +23,7 @@ from .logistic import solve
 _WEIGHT_DECAY = 2e-2  # for standardised features, whatever suits those of the network
 _COMMON_SPREAD = 0.3  # share of the mean spread in each feature's, for those that hardly vary
 _SHRINKAGE = 10.0  # of covariances towards the identity, in variances of a feature
-_ALIKE = 0.25  # squared distance of two means, in variances, of images that look the same
+_ALIKE = 0.06  # squared distance of means, in variances, up to which images look the same
 _ROUNDS = 10
 _LAST_SHARE = 0.8  # of the images that the head may learn from its own labels
 _PRIOR_IMAGES = 1  # of the source, that count in the mean and spread of the target
