@@ -34,8 +34,6 @@ from .prefix import named_tensors
 
 _TRUSTED = 0.75  # share of the accuracy at home that must be expected
 _RARE = 1e-3  # a class that isn't seen may still occur
-_SAMPLE_IMAGES = 1000
-_SAMPLE_BYTES = 4 * 2**20
 _MOST_IMAGES = 5000  # more of the target teach the head nothing new
 _BATCH = 64
 _TENT_EPOCHS = 5
@@ -65,18 +63,6 @@ class Adaptation:
     proportions: npt.NDArray[np.float64]
     source_accuracy: float | None
     expected_accuracy: float | None
-
-
-# The source --------------------------------------------------------------------------
-
-
-def sample_rows(labels: npt.NDArray[np.int64], row_bytes: int) -> npt.NDArray[np.int64]:
-    """Choose rows to keep: of each class its share, and of each one at least."""
-    most = min(_SAMPLE_IMAGES, max(1, _SAMPLE_BYTES // row_bytes))
-    by_class = np.argsort(labels, kind="stable")
-    step = max(1, -(-len(labels) // most))
-    _, first = np.unique(labels, return_index=True)
-    return np.union1d(by_class[::step], first)
 
 
 # Adapting ----------------------------------------------------------------------------
@@ -174,7 +160,7 @@ def _align_and_train(job: Job) -> Model:
 
 
 def _correct_frequencies(job: Job) -> Model:
-    head = fit_head(job.source, job.settings)
+    head = _linear_head(job)
     held_out = held_out_proba(job.source, job.settings)
     if held_out is None:
         raise ValueError(
@@ -183,6 +169,14 @@ def _correct_frequencies(job: Job) -> Model:
         )
     ratios = class_shift(held_out, job.source, head.proba(job.target).mean(0))
     return _with_head(job.model, LinearHead(head.weight, head.bias + ratios.clamp_min(_RARE).log()))
+
+
+def _linear_head(job: Job) -> LinearHead:
+    """The model's own, or one in the place of hidden layers."""
+    if job.model.head.head != "linear":
+        return fit_head(job.source, job.settings)
+    last = job.model.net.module_.head[-1]
+    return LinearHead(*(part.detach().cpu().double() for part in (last.weight, last.bias)))
 
 
 def _own_statistics(job: Job) -> Model:

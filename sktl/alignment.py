@@ -29,6 +29,8 @@ _LAST_SHARE = 0.8  # of the images that the head may learn from its own labels
 _PRIOR_IMAGES = 1  # of the source, that count in the mean and spread of the target
 _TOWARDS_NO_SHIFT = 0.1
 _N_FOLDS = 3
+_SAMPLE_IMAGES = 1000
+_SAMPLE_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,15 @@ class LabelledFeatures:
         """Share of each class in the weights."""
         zeros = torch.zeros(self.n_classes, dtype=torch.float64)
         return zeros.index_add_(0, self.labels, self.weights) / self.weights.sum()
+
+
+def sample_rows(labels: npt.NDArray[np.int64], row_bytes: int) -> npt.NDArray[np.int64]:
+    """Choose rows to keep: of each class its share, and of each one at least."""
+    most = min(_SAMPLE_IMAGES, max(1, _SAMPLE_BYTES // row_bytes))
+    by_class = np.argsort(labels, kind="stable")
+    step = max(1, -(-len(labels) // most))
+    _, first = np.unique(labels, return_index=True)
+    return np.union1d(by_class[::step], first)
 
 
 @dataclass(frozen=True)

@@ -769,8 +769,8 @@ class PretrainedImageClassifier(
         y_source : array-like of shape (n_source,), default=None
             Their labels.
         method : str, default="pseudo_labels"
-            How to adapt. All but "label_shift" make a new linear head, from what the frozen or
-            fine-tuned network makes of the images:
+            How to adapt. All but "label_shift" make a new linear head (also in the place of one
+            with hidden layers), from what the frozen or fine-tuned network makes of the images:
 
             - "coral": the source's features are given the target's means, spreads and
               correlations [1]_, with the classes weighted as they seem to occur in the target,

@@ -13,8 +13,7 @@ import torch
 from sklearn.model_selection import StratifiedShuffleSplit
 from torch import Tensor, nn
 
-from .adaptation import sample_rows
-from .alignment import LabelledFeatures
+from .alignment import LabelledFeatures, sample_rows
 from .augmentation import Augment, View, make_augmentation
 from .backbones import Backbone, Pooling
 from .batches import FeatureRows

@@ -13,7 +13,7 @@ from torch import nn
 
 import sktl.alignment
 from sktl import DomainShiftWarning, PretrainedImageClassifier
-from sktl.adaptation import METHODS, _learn_statistics, _whole_network, sample_rows
+from sktl.adaptation import METHODS, _learn_statistics, _whole_network
 from sktl.alignment import (
     LabelledFeatures,
     LinearHead,
@@ -26,6 +26,7 @@ from sktl.alignment import (
     class_shift,
     fit_head,
     held_out_proba,
+    sample_rows,
     standardized_head,
 )
 
@@ -308,6 +309,9 @@ def test_label_shift_where_only_frequencies_differ(fitted):
     adapted = fitted.adapt(X, method="label_shift")
     assert adapted.score(X, y) > fitted.score(X, y)
     assert adapted.adaptation_.proportions[[3, 8, 9]].sum() < 0.12
+    heads = [clf.net_.module_.head[0] for clf in (adapted, fitted)]
+    assert torch.equal(heads[0].weight, heads[1].weight)
+    assert (heads[0].bias < heads[1].bias)[[3, 8, 9]].all()
 
 
 def test_files_names_and_two_classes(save_photographs, tmp_path):
