@@ -31,7 +31,7 @@ def test_code_blocks_run_in_order(folder, capsys):
     assert "freeze" in printed[1]
     assert (folder / "digits.joblib").is_file()
     assert names["features"].shape == (12, 1280)
-    before, after = map(float, printed[-1].split())
+    before, after = map(float, printed[-2].split())
     assert after > before
     assert is_classifier(names["keras_recipe"])
 
