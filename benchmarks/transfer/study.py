@@ -236,6 +236,8 @@ def main() -> None:
         for shift in kinds[kind](*given.split("=", 1))
     ]
     shifts += [] if args.no_digits else list(digits())
+    if not shifts:
+        parser.error("there is no set to compare on; sets come before the options")
     chosen = {"plain": "", "frequencies": ", other frequencies", "fifty": ", 50 images"}
     results: dict[str, dict[str, list[float]]] = {}
     for shift in shifts:
