@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .alignment import (
+    Home,
     LabelledFeatures,
     LinearHead,
     Settings,
@@ -30,7 +31,7 @@ from .images import Images
 from .inference import FrozenModule
 from .model import Model, assemble_net
 from .optimization import TrainingPlan, default_lr
-from .prefix import named_tensors
+from .prefix import named_tensors, run_on_images
 
 _TRUSTED = 0.75  # share of the accuracy at home that must be expected
 _RARE = 1e-3  # a class that isn't seen may still occur
@@ -96,10 +97,19 @@ class Job:
     n_jobs: int
 
     @cached_property
-    def target(self) -> Tensor:
+    def features(self) -> Tensor:
         """What the head reads of the target's images."""
-        features = torch.as_tensor(self.model.pooled(self.images, self.cache, self.n_jobs))
-        return features[:: max(1, -(-len(features) // _MOST_IMAGES))]
+        return torch.as_tensor(self.model.pooled(self.images, self.cache, self.n_jobs))
+
+    @property
+    def target(self) -> Tensor:
+        """As many of the features as teach a head something."""
+        return self.features[:: max(1, -(-len(self.features) // _MOST_IMAGES))]
+
+    @cached_property
+    def home(self) -> Home:
+        """The source, and the heads that know it."""
+        return Home(self.source, self.settings)
 
 
 def adapt_model(job: Job, method: str) -> Adaptation:
@@ -125,10 +135,9 @@ def adapt_model(job: Job, method: str) -> Adaptation:
     DomainShiftWarning
         If much of the accuracy must be expected to be lost.
     """
-    model = METHODS[method](job)
-    logits = torch.as_tensor(model.logits(job.images, job.cache, job.n_jobs)).double()
-    proportions = torch.softmax(logits, dim=1).mean(0)
-    judged = expected_accuracy(job.source, job.target, job.settings)
+    model, features = METHODS[method](job)
+    proportions = torch.softmax(model.logits_of(features).double(), dim=1).mean(0)
+    judged = expected_accuracy(job.home, job.target)
     if judged is not None:
         _warn_if_too_different(*judged)
     return Adaptation(model, proportions.numpy(), *(judged or (None, None)))
@@ -145,21 +154,23 @@ def _warn_if_too_different(at_home: float, expected: float) -> None:
         )
 
 
-def _standardize(job: Job) -> Model:
-    return _with_head(job.model, standardized_head(job.source, job.target, job.settings))
+# An adapted model, and what its head reads of the target's images.
+Adapted = tuple[Model, Tensor]
 
 
-def _align(job: Job) -> Model:
-    head = aligned_head(job.source, job.target, job.settings, pseudo_labels=False)
-    return _with_head(job.model, head)
+def _standardize(job: Job) -> Adapted:
+    return _with_head(job, standardized_head(job.home, job.target))
 
 
-def _align_and_train(job: Job) -> Model:
-    head = aligned_head(job.source, job.target, job.settings, pseudo_labels=True)
-    return _with_head(job.model, head)
+def _align(job: Job) -> Adapted:
+    return _with_head(job, aligned_head(job.home, job.target, pseudo_labels=False))
 
 
-def _correct_frequencies(job: Job) -> Model:
+def _align_and_train(job: Job) -> Adapted:
+    return _with_head(job, aligned_head(job.home, job.target, pseudo_labels=True))
+
+
+def _correct_frequencies(job: Job) -> Adapted:
     head = _linear_head(job)
     held_out = held_out_proba(job.source, job.settings)
     if held_out is None:
@@ -168,7 +179,7 @@ def _correct_frequencies(job: Job) -> Model:
             "least. Choose another method, or pass more images as X_source and y_source."
         )
     ratios = class_shift(held_out, job.source, head.proba(job.target).mean(0))
-    return _with_head(job.model, LinearHead(head.weight, head.bias + ratios.clamp_min(_RARE).log()))
+    return _with_head(job, LinearHead(head.weight, head.bias + ratios.clamp_min(_RARE).log()))
 
 
 def _linear_head(job: Job) -> LinearHead:
@@ -179,7 +190,7 @@ def _linear_head(job: Job) -> LinearHead:
     return LinearHead(*(part.detach().cpu().double() for part in (last.weight, last.bias)))
 
 
-def _own_statistics(job: Job) -> Model:
+def _own_statistics(job: Job) -> Adapted:
     """Batch norm by each source's own statistics, and a head that knows no others.
 
     References
@@ -202,11 +213,11 @@ def _own_statistics(job: Job) -> Model:
     for images in (job.source_images, job.images):
         _learn_statistics(network, norms, _batches(job, images))
         frozen = FrozenModule(network, job.model.precision, job.model.device)
-        features.append(_run(frozen, images, job))
+        features.append(run_on_images(frozen, job.model.backbone.recipe, images, n_jobs=job.n_jobs))
     of_source, of_target = features
-    source = replace(job.source, features=of_source)
-    head = aligned_head(source, of_target, job.settings, pseudo_labels=False)
-    return _with_network(job.model, network, head)
+    home = Home(replace(job.source, features=of_source), job.settings)
+    head = aligned_head(home, of_target, pseudo_labels=False)
+    return _with_network(job.model, network, head), of_target
 
 
 @torch.no_grad()
@@ -223,7 +234,7 @@ def _learn_statistics(
     network.eval()
 
 
-def _lower_entropy(job: Job) -> Model:
+def _lower_entropy(job: Job) -> Adapted:
     """Adjust the scales and shifts of norms until the head is surer of the images.
 
     Statistics stay those that the network has learned.
@@ -241,7 +252,7 @@ def _lower_entropy(job: Job) -> Model:
         )
     for parameter in adjusted:
         parameter.requires_grad_(True)
-    head = aligned_head(job.source, job.target, job.settings, pseudo_labels=False)
+    head = aligned_head(job.home, job.target, pseudo_labels=False)
     weight, bias = (part.float().to(job.model.device) for part in (head.weight, head.bias))
     optimizer = torch.optim.Adam(adjusted, lr=_TENT_LR)
     low = PRECISIONS[job.model.precision] is torch.bfloat16
@@ -254,10 +265,11 @@ def _lower_entropy(job: Job) -> Model:
             optimizer.zero_grad()
             entropy.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-    return _with_network(job.model, network, head)
+    adapted = _with_network(job.model, network, head)
+    return adapted, torch.as_tensor(adapted.pooled(job.images, None, job.n_jobs))
 
 
-METHODS: dict[str, Callable[[Job], Model]] = {
+METHODS: dict[str, Callable[[Job], Adapted]] = {
     "pseudo_labels": _align_and_train,
     "coral": _align,
     "standardize": _standardize,
@@ -280,23 +292,14 @@ def _batches(job: Job, images: Images, seed: int = 0) -> Iterator[Tensor]:
         yield batch.to(job.model.device)
 
 
-def _run(frozen: FrozenModule, images: Images, job: Job) -> Tensor:
-    recipe = job.model.backbone.recipe
-
-    def load(places: Sequence[int]) -> Tensor:
-        return recipe.apply(images.batch(places))
-
-    return torch.cat([rows for _, rows in frozen.map(load, range(len(images)), job.n_jobs)])
-
-
 # Models ------------------------------------------------------------------------------
 
 
-def _with_head(model: Model, head: LinearHead) -> Model:
-    """The same network with another head."""
-    adapted = _assembled(model, model.depth, model.plan, head)
-    _copy_tensors(model.net.module_.suffix, adapted.net.module_.suffix)
-    return adapted
+def _with_head(job: Job, head: LinearHead) -> Adapted:
+    """The same network with another head, which reads the same features."""
+    adapted = _assembled(job.model, job.model.depth, job.model.plan, head)
+    _copy_tensors(job.model.net.module_.suffix, adapted.net.module_.suffix)
+    return adapted, job.features
 
 
 def _with_network(model: Model, network: nn.Module, head: LinearHead) -> Model:

@@ -8,6 +8,7 @@ then what the head itself makes of them.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -172,41 +173,66 @@ def fit_head(rows: LabelledFeatures, settings: Settings) -> LinearHead:
     return LinearHead(found.weight, found.bias)
 
 
-def standardized_head(source: LabelledFeatures, target: Tensor, settings: Settings) -> LinearHead:
-    """Fit a head to features standardised by their own source's means and spreads.
+def _standardized(source: LabelledFeatures) -> LabelledFeatures:
+    own = Standardization.of(source.features, source.weights)(source.features)
+    return replace(source, features=own)
+
+
+class Home:
+    """A source with the heads that know its standardised features, each fitted once.
 
     Parameters
     ----------
     source : LabelledFeatures
+    settings : Settings
+        Of heads on features as they are.
+    """
+
+    def __init__(self, source: LabelledFeatures, settings: Settings) -> None:
+        self.source = source
+        self.settings = settings.for_standardized()
+
+    @cached_property
+    def rows(self) -> LabelledFeatures:
+        """The standardised features."""
+        return _standardized(self.source)
+
+    @cached_property
+    def head(self) -> LinearHead:
+        """Fitted to all of them."""
+        return fit_head(self.rows, self.settings)
+
+    @cached_property
+    def held_out(self) -> Tensor | None:
+        """See :func:`held_out_proba`."""
+        return held_out_proba(self.rows, self.settings)
+
+
+def standardized_head(home: Home, target: Tensor) -> LinearHead:
+    """Take the source's head to features standardised by their own means and spreads.
+
+    Parameters
+    ----------
+    home : Home
     target : float tensor of shape (n, n_features)
         Features of images without labels.
-    settings : Settings
 
     Returns
     -------
     LinearHead
         For the target's features.
     """
-    scale = Standardization.of_target(target, source)
-    return scale.folded_into(fit_head(_standardized(source), settings.for_standardized()))
+    return Standardization.of_target(target, home.source).folded_into(home.head)
 
 
-def _standardized(source: LabelledFeatures) -> LabelledFeatures:
-    own = Standardization.of(source.features, source.weights)(source.features)
-    return replace(source, features=own)
-
-
-def expected_accuracy(
-    source: LabelledFeatures, target: Tensor, settings: Settings
-) -> tuple[float, float] | None:
+def expected_accuracy(home: Home, target: Tensor) -> tuple[float, float] | None:
     """Judge by the confidence that a head loses how much of its accuracy it will lose.
 
     Parameters
     ----------
-    source : LabelledFeatures
+    home : Home
     target : float tensor of shape (n, n_features)
         Features of images without labels.
-    settings : Settings
 
     Returns
     -------
@@ -219,19 +245,16 @@ def expected_accuracy(
     D. Guillory et al., Predicting with Confidence on Unseen Distributions (2021),
     arXiv:2107.03315.
     """
-    held_out = held_out_proba(_standardized(source), settings.for_standardized())
-    if held_out is None:
+    if home.held_out is None:
         return None
-    confidence, found = held_out.max(dim=1)
-    at_home = float((found == source.labels).double().mean())
-    there = standardized_head(source, target, settings).proba(target).max(dim=1).values
+    confidence, found = home.held_out.max(dim=1)
+    at_home = float((found == home.source.labels).double().mean())
+    there = standardized_head(home, target).proba(target).max(dim=1).values
     lost = float(confidence.mean() - there.mean())
     return at_home, min(1.0, max(0.0, at_home - lost))
 
 
-def aligned_head(
-    source: LabelledFeatures, target: Tensor, settings: Settings, *, pseudo_labels: bool
-) -> LinearHead:
+def aligned_head(home: Home, target: Tensor, *, pseudo_labels: bool) -> LinearHead:
     """Fit a head to labelled features that were given the correlations of the target's.
 
     Means and correlations of all images say as much of how many there are of each class as of
@@ -239,9 +262,8 @@ def aligned_head(
 
     Parameters
     ----------
-    source : LabelledFeatures
+    home : Home
     target : float tensor of shape (n, n_features)
-    settings : Settings
     pseudo_labels : bool
         Whether to go on with the target's images under the labels that the head gives them: of
         each class those it is surest of, more in each of ten rounds.
@@ -257,8 +279,8 @@ def aligned_head(
     arXiv:1511.05547; Y. Zou et al., Unsupervised Domain Adaptation for Semantic Segmentation via
     Class-Balanced Self-Training (2018), arXiv:1810.07911.
     """
-    settings = settings.for_standardized()
-    likely = source.in_proportions(_proportions_at_first_sight(source, target, settings))
+    source, settings = home.source, home.settings
+    likely = source.in_proportions(_proportions_at_first_sight(home, target))
     scale = Standardization.of_target(target, likely)
     rows = scale(target)
     head = fit_head(_aligned(likely, rows), settings)
@@ -269,24 +291,21 @@ def aligned_head(
     return scale.folded_into(head)
 
 
-def _proportions_at_first_sight(
-    source: LabelledFeatures, target: Tensor, settings: Settings
-) -> Tensor:
+def _proportions_at_first_sight(home: Home, target: Tensor) -> Tensor:
     """Class frequencies of the target by the source's head, if the images look the same.
 
     They do if the head is as sure of them as of its own, and if with these frequencies their mean
     is where it must be. Then what differs in other respects is due to frequencies, too.
     """
-    own = _standardized(source)
-    held_out = held_out_proba(own, settings)
-    if held_out is None:
+    source = home.source
+    if home.held_out is None:
         return source.proportions()
     rows = Standardization.of(source.features, source.weights)(target)
-    proba = fit_head(own, settings).proba(rows)
-    expected = own.in_proportions(proba.mean(0))
+    proba = home.head.proba(rows)
+    expected = home.rows.in_proportions(proba.mean(0))
     mean, variance = _moments(expected.features, expected.weights)
     apart = (rows.mean(0) - mean).square().sum() / variance.sum()
-    sure = proba.max(dim=1).values.mean() >= held_out.max(dim=1).values.mean()
+    sure = proba.max(dim=1).values.mean() >= home.held_out.max(dim=1).values.mean()
     return proba.mean(0) if sure and apart <= _ALIKE else source.proportions()
 
 

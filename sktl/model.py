@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,7 @@ from .images import Images
 from .inference import FrozenModule
 from .net import SuffixNet, make_net
 from .optimization import TrainingPlan
-from .prefix import FrozenPrefix, freeze_prefix
+from .prefix import FrozenPrefix, freeze_prefix, run_on_images
 
 _IN_FLIGHT = 512  # images whose features before the suffix are held at a time
 
@@ -62,15 +62,17 @@ class Model:
         self, images: Images, cache: FeatureCache | None, n_jobs: int
     ) -> npt.NDArray[np.floating[Any]]:
         """Compute logits of shape (n, n_classes)."""
-        head = self.net.module_.head.eval()
-        weight = next(head.parameters(), torch.empty(0))
-        with torch.inference_mode():
-            parts = [
-                head(features.to(weight.device, weight.dtype)).cpu()
-                for features in self._pooled(images, cache, n_jobs)
-            ]
+        parts = [self.logits_of(features) for features in self._pooled(images, cache, n_jobs)]
         result: npt.NDArray[np.floating[Any]] = torch.cat(parts).numpy()
         return result
+
+    @torch.inference_mode()
+    def logits_of(self, features: Tensor) -> Tensor:
+        """Compute logits of what the head reads, on the CPU."""
+        head = self.net.module_.head.eval()
+        weight = next(head.parameters(), torch.empty(0))
+        logits: Tensor = head(features.to(weight.device, weight.dtype))
+        return logits.cpu()
 
     def pooled(
         self, images: Images, cache: FeatureCache | None, n_jobs: int
@@ -92,12 +94,7 @@ class Model:
         self, images: Images, block: range, cache: FeatureCache | None, n_jobs: int
     ) -> Tensor:
         if self.prefix is None:
-            recipe = self.backbone.recipe
-
-            def load(places: Sequence[int]) -> Tensor:
-                return recipe.apply(images.batch([block[i] for i in places]))
-
-            return torch.cat([rows for _, rows in self.suffix.map(load, range(len(block)), n_jobs)])
+            return run_on_images(self.suffix, self.backbone.recipe, images, block, n_jobs)
         return self.suffix.all_of(self.prefix.compute(images, cache, n_jobs, block))
 
     @cached_property

@@ -252,6 +252,22 @@ def _first_of_each(digests: Sequence[bytes], places: Sequence[int]) -> dict[byte
     return first
 
 
+def run_on_images(
+    module: FrozenModule,
+    recipe: Recipe,
+    images: Images,
+    indices: Sequence[int] | None = None,
+    n_jobs: int = 1,
+) -> Tensor:
+    """Run a module on images, of which nothing is kept; None is all of them."""
+    wanted = range(len(images)) if indices is None else indices
+
+    def load(places: Sequence[int]) -> Tensor:
+        return recipe.apply(images.batch([wanted[i] for i in places]))
+
+    return torch.cat([rows for _, rows in module.map(load, range(len(wanted)), n_jobs)])
+
+
 def prepare_all(
     images: Images, recipe: Recipe, n_jobs: int, tell: Callable[[int], object] | None = None
 ) -> Tensor:

@@ -15,6 +15,7 @@ import sktl.alignment
 from sktl import DomainShiftWarning, PretrainedImageClassifier
 from sktl.adaptation import METHODS, _learn_statistics, _whole_network
 from sktl.alignment import (
+    Home,
     LabelledFeatures,
     LinearHead,
     Settings,
@@ -98,10 +99,10 @@ def test_shifted_and_scaled_features_are_recognised(counts, pseudo_labels):
     rows = labelled(source, known, 3)
     moved = torch.as_tensor(target)
     before = accuracy(fit_head(rows, SETTINGS), target, labels)
-    head = aligned_head(rows, moved, SETTINGS, pseudo_labels=pseudo_labels)
+    head = aligned_head(Home(rows, SETTINGS), moved, pseudo_labels=pseudo_labels)
     after = accuracy(head, target, labels)
     assert after > 0.95 > 0.8 > before
-    assert after >= accuracy(standardized_head(rows, moved, SETTINGS), target, labels)
+    assert after >= accuracy(standardized_head(Home(rows, SETTINGS), moved), target, labels)
 
 
 def test_means_of_other_frequencies_do_not_mislead():
@@ -109,8 +110,10 @@ def test_means_of_other_frequencies_do_not_mislead():
     source, known = clusters(rng, [60, 60, 60], spread=1.0)
     target, labels = clusters(rng, [150, 15, 15], spread=1.0)
     rows, same = labelled(source, known, 3), torch.as_tensor(target)
-    aligned = accuracy(aligned_head(rows, same, SETTINGS, pseudo_labels=False), target, labels)
-    standardized = accuracy(standardized_head(rows, same, SETTINGS), target, labels)
+    aligned = accuracy(
+        aligned_head(Home(rows, SETTINGS), same, pseudo_labels=False), target, labels
+    )
+    standardized = accuracy(standardized_head(Home(rows, SETTINGS), same), target, labels)
     assert aligned > standardized + 0.05
     assert aligned >= accuracy(fit_head(rows, SETTINGS), target, labels) - 0.01
 
