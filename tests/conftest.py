@@ -1,6 +1,7 @@
 """Pictures and settings that several test modules share."""
 
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def few_iterations_are_enough():
+    """Training that has to stop before it has converged says nothing of it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Training stopped")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ from sktl.backbones import load_backbone
 from sktl.hardware import choose_precision
 
 THIS = sys.modules[__name__]
+pytestmark = pytest.mark.usefixtures("few_iterations_are_enough")
 
 
 # Networks, as users would write them -----------------------------------------------------
@@ -132,13 +133,6 @@ def classifier(backbone="efficientnet_lite0", **settings):
 
 def features(backbone="efficientnet_lite0", **settings):
     return PretrainedImageFeatures(backbone, **{"image_size": 32, "cache": None} | settings)
-
-
-@pytest.fixture(autouse=True)
-def few_iterations_are_enough():
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Training stopped")
-        yield
 
 
 @pytest.fixture(scope="module")

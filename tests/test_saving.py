@@ -38,6 +38,7 @@ from sktl import (
 
 DATA = Path(__file__).parent / "data"
 DIGITS = slice(44, 108)  # of the checksum, in every file
+pytestmark = pytest.mark.usefixtures("few_iterations_are_enough")
 
 
 def classifier(**settings):
@@ -48,13 +49,6 @@ def classifier(**settings):
 
 def features(**settings):
     return PretrainedImageFeatures(**{"image_size": 32, "cache": None} | settings)
-
-
-@pytest.fixture(autouse=True)
-def few_iterations_are_enough():
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Training stopped")
-        yield
 
 
 @pytest.fixture(scope="module")
