@@ -15,6 +15,8 @@ from torch import Tensor, fx, nn
 from .augmentation import View
 from .backbones import Backbone, Pooling, Stages
 from .cache import FeatureCache, empty_rows
+from .fusion import kernels
+from .hardware import PRECISIONS
 from .images import Images
 from .inference import FrozenModule, ahead
 from .preprocessing import Recipe
@@ -69,7 +71,8 @@ class FrozenPrefix:
     @cached_property
     def key(self) -> bytes:
         """Hash of all that the features depend on, other than the image."""
-        environment = (self.precision, torch.__version__, self.device.type)
+        in_use = kernels(self.device, PRECISIONS[self.precision])
+        environment = (self.precision, torch.__version__, self.device.type, in_use)
         hardware = torch.backends.cpu.get_cpu_capability()
         if self._backbone.identity is not None:
             place = (self._backbone.identity, self.stage, self.pooling)

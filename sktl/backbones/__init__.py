@@ -16,6 +16,7 @@ import xxhash
 from torch import nn
 
 from ..preprocessing import Normalize, Recipe
+from .efficientnet_lite import pad_same
 from .registry import EMBEDDED, Architecture, check_name, default_weights, list_backbones
 from .split import CutNetwork, OpaqueNetwork, Pool, Pooling, Splitter, make_splitter, spatial_axes
 from .weights import (
@@ -36,6 +37,7 @@ __all__ = [
     "default_weights",
     "list_backbones",
     "load_backbone",
+    "pad_same",
     "rebuild_backbone",
     "spatial_axes",
 ]

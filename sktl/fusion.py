@@ -1,0 +1,358 @@
+"""Fewer and larger kernels for a network that no longer changes.
+
+A convolution takes in the batch norm, the sum and the activation that follow it, so that a map is
+written to memory once in place of up to four times. On processors that oneDNN serves, weights are
+also laid out in advance as its kernels want them.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+import platform
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.ops import StochasticDepth
+
+from .backbones import CutNetwork, pad_same
+from .preprocessing import Normalize
+
+# Name, numbers and variant, as oneDNN's operators in torch take them.
+_Activation = tuple[str, list[float], str]
+_NOTHING: _Activation = ("none", [], "")
+_RELU: _Activation = ("relu", [], "")
+_RELU6: _Activation = ("hardtanh", [0.0, 6.0], "")
+
+_LAYERS: dict[type[nn.Module], Callable[[Any], _Activation]] = {
+    nn.ReLU: lambda layer: _RELU,
+    nn.ReLU6: lambda layer: _RELU6,
+    nn.Hardtanh: lambda layer: ("hardtanh", [layer.min_val, layer.max_val], ""),
+    nn.SiLU: lambda layer: ("swish", [], ""),
+    nn.Hardswish: lambda layer: ("hardswish", [], ""),
+    nn.Hardsigmoid: lambda layer: ("hardsigmoid", [], ""),
+    nn.Sigmoid: lambda layer: ("sigmoid", [], ""),
+    nn.GELU: lambda layer: ("gelu", [], layer.approximate),
+}
+_FUNCTIONS: dict[Any, _Activation] = {F.relu: _RELU, torch.relu: _RELU, F.relu6: _RELU6}
+_SUMS = (operator.add, operator.iadd, torch.add)
+_INERT = (nn.Identity, nn.Dropout, nn.Dropout2d, StochasticDepth)  # in evaluation mode
+_PIXELS_ABREAST = 64
+
+
+def kernels(device: torch.device, dtype: torch.dtype) -> str:
+    """Name the kernels that :func:`fuse` takes, since others give slightly other numbers."""
+    return "packed-1" if _is_packed(device, dtype) else "plain"
+
+
+def _is_packed(device: torch.device, dtype: torch.dtype) -> bool:
+    if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if dtype is torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype is torch.float32
+
+
+def fuse(module: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """Copy a module, to compute what it does in evaluation mode, without gradients.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        It isn't changed. What isn't a graph, or a chain of such, is copied as it is.
+    dtype : torch.dtype
+        Of the weights of the copy.
+    device : torch.device
+
+    Returns
+    -------
+    torch.nn.Module
+        For channels-last maps. It can't be moved or brought to another number format.
+    """
+    fused = _without_norms(module).requires_grad_(False).to(device, dtype)
+    fused = fused.to(memory_format=torch.channels_last)
+    return _packed(fused, dtype) if _is_packed(device, dtype) else fused
+
+
+# Batch norm ----------------------------------------------------------------------------
+
+
+def _without_norms(module: nn.Module) -> nn.Module:
+    """Copy a module with each batch norm folded into the convolution before it."""
+    if isinstance(module, CutNetwork):
+        module = module.evaluation
+    if isinstance(module, nn.Sequential):
+        return nn.Sequential(*(_without_norms(part) for part in module)).eval()
+    copied = copy.deepcopy(module).eval()
+    if isinstance(copied, fx.GraphModule):
+        _fold_norms(copied)
+    return copied
+
+
+def _fold_norms(network: fx.GraphModule) -> None:
+    calls = Counter(node.target for node in network.graph.nodes if node.op == "call_module")
+    for node in list(network.graph.nodes):
+        source = _source(node)
+        if source is None or not node.op == source.op == "call_module":
+            continue
+        path = str(source.target)
+        convolution, norm = network.get_submodule(path), network.get_submodule(str(node.target))
+        alone = len(source.users) == 1 and calls[source.target] == calls[node.target] == 1
+        if alone and type(convolution) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
+            parent, _, name = path.rpartition(".")
+            setattr(network.get_submodule(parent), name, fuse_conv_bn_eval(convolution, norm))
+            _put_through(network, node, source)
+    _tidy(network)
+
+
+# oneDNN's kernels ----------------------------------------------------------------------
+
+
+class _Kernel(nn.Module):
+    """A layer with the activation that follows it."""
+
+    activation: _Activation = _NOTHING
+
+    def take_in(self, activation: _Activation) -> None:
+        """Apply the activation as well."""
+        self.activation = activation
+
+
+class _Convolution(_Kernel):
+    """A convolution, its activation, and between them the sum with another map.
+
+    After a sum, the activation is ReLU or none.
+    """
+
+    def __init__(self, layer: nn.Conv2d, padding: Sequence[int]) -> None:
+        super().__init__()
+        self.geometry = (list(padding), list(layer.stride), list(layer.dilation), layer.groups)
+        self.spread = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        self.channels = layer.out_channels
+        self.bias = layer.bias
+        self.weight = torch.ops.mkldnn._reorder_convolution_weight(layer.weight, *self.geometry)
+
+    def forward(self, maps: Tensor, other: Tensor | None = None) -> Tensor:
+        """Convolve maps of shape (n, channels, h, w), and add `other`."""
+        layer = (self.weight, self.bias, *self.geometry)
+        convolve = torch.ops.mkldnn._convolution_pointwise
+        result: Tensor
+        if other is None:
+            result = convolve(maps, *layer, *self.activation)
+        elif other.shape == self._shape(maps):
+            name, numbers, variant = self.activation
+            after = (None if name == "none" else name, numbers, variant)
+            result = convolve.binary(maps, other, *layer, "add", 1.0, *after)
+        else:  # torch broadcasts one of them
+            result = convolve(maps, *layer, *_NOTHING) + other
+            result = result.relu() if self.activation == _RELU else result
+        return result
+
+    def _shape(self, maps: Tensor) -> tuple[int, ...]:
+        padding, stride, _, _ = self.geometry
+        sizes = zip(maps.shape[-2:], padding, self.spread, stride, strict=True)
+        after = ((size + 2 * edge - spread - 1) // step + 1 for size, edge, spread, step in sizes)
+        return (len(maps), self.channels, *after)
+
+
+class _SamePaddedConvolution(_Kernel):
+    """A convolution of stride 2 with SAME padding of which nothing is laid around the maps.
+
+    Maps of even size get one more zero at the end than at the beginning. A kernel with a row and
+    a column of zeros before it gives the same from maps that are padded alike on both sides,
+    which the operator does by itself.
+    """
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__()
+        padding = [(size - 1) // 2 for size in layer.kernel_size]
+        self.odd = _Convolution(layer, padding)
+        larger = copy.copy(layer)
+        larger._parameters = dict(layer._parameters)
+        larger.weight = nn.Parameter(F.pad(layer.weight, (1, 0, 1, 0)), requires_grad=False)
+        self.even = _Convolution(larger, padding)
+        self.plain = _Convolution(layer, (0, 0))
+        self.padding = (layer.kernel_size[0], layer.stride[0])
+
+    def take_in(self, activation: _Activation) -> None:
+        """See :class:`_Kernel`."""
+        super().take_in(activation)
+        for kernel in (self.odd, self.even, self.plain):
+            kernel.take_in(activation)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Convolve maps of shape (n, channels, h, w)."""
+        ends = {size % 2 for size in maps.shape[-2:]}
+        kernel = self.odd if ends == {1} else self.even
+        if len(ends) == 2:
+            kernel, maps = self.plain, pad_same(maps, *self.padding)
+        result: Tensor = kernel(maps)
+        return result
+
+
+class _Linear(_Kernel):
+    """A linear layer and its activation."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.bias = layer.bias
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Multiply rows of shape (..., in_features)."""
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(
+            rows, self.weight, self.bias, *self.activation
+        )
+        return result
+
+
+class _Normalize(nn.Module):
+    """The same as :class:`Normalize`, on many pixels at a time."""
+
+    def __init__(self, layer: Normalize) -> None:
+        super().__init__()
+        self.scale, self.shift = layer.scale.reshape(3), layer.shift.reshape(3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalise channels-last uint8 images of shape (n, 3, h, w)."""
+        n, channels, height, width = images.shape
+        abreast = _PIXELS_ABREAST
+        while height * width % abreast:
+            abreast //= 2
+        rows = images.movedim(1, -1).reshape(-1, channels * abreast).to(self.scale)
+        rows = torch.addcmul(self.shift.repeat(abreast), rows, self.scale.repeat(abreast))
+        return rows.reshape(n, height, width, channels).movedim(-1, 1)
+
+
+def _packed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    if isinstance(module, nn.Sequential):
+        return nn.Sequential(*(_packed(part, dtype) for part in module))
+    if type(module) is Normalize:
+        return _Normalize(module)
+    if isinstance(module, fx.GraphModule):
+        _pack(module, dtype)
+    return module
+
+
+def _pack(network: fx.GraphModule, dtype: torch.dtype) -> None:
+    for step in (_drop_inert, _take_kernels(dtype), _take_in_sums, _take_in_activations):
+        for node in list(network.graph.nodes):
+            step(network, node)
+    _tidy(network)
+
+
+def _drop_inert(network: fx.GraphModule, node: fx.Node) -> None:
+    source = _source(node)
+    if isinstance(_layer(network, node), _INERT) and source is not None:
+        _put_through(network, node, source)
+
+
+def _take_kernels(dtype: torch.dtype) -> Callable[[fx.GraphModule, fx.Node], None]:
+    def take(network: fx.GraphModule, node: fx.Node) -> None:
+        layer, source = _layer(network, node), _source(node)
+        if source is None:
+            return
+        # In float32 torch's own matrix product is as good.
+        if type(layer) is nn.Linear and dtype is torch.bfloat16:
+            _replace(network, node, _Linear(layer), source)
+        if type(layer) is not nn.Conv2d or layer.padding_mode != "zeros":
+            return
+        before = _source(source)
+        if before is not None and _suits_larger_kernel(source, layer):
+            _replace(network, node, _SamePaddedConvolution(layer), before)
+            network.graph.erase_node(source)
+        elif not isinstance(layer.padding, str):
+            _replace(network, node, _Convolution(layer, layer.padding), source)
+
+    return take
+
+
+def _suits_larger_kernel(source: fx.Node, layer: nn.Conv2d) -> bool:
+    """A depthwise convolution is bound by memory, so that the added zeros cost little."""
+    size = layer.kernel_size[0]
+    return (
+        source.target is pad_same
+        and len(source.users) == 1
+        and layer.groups == layer.in_channels
+        and layer.kernel_size == (size, size)
+        and size % 2 == 1
+        and layer.stride == (2, 2)
+        and layer.dilation == (1, 1)
+        and layer.padding == (0, 0)
+    )
+
+
+def _take_in_sums(network: fx.GraphModule, node: fx.Node) -> None:
+    if node.op != "call_function" or node.target not in _SUMS or node.kwargs:
+        return
+    last = node.prev  # what stands between could change the convolution's input in place
+    kernel, source = _layer(network, last), _source(last)
+    others = [term for term in node.args if isinstance(term, fx.Node) and term is not last]
+    if type(kernel) is not _Convolution or source is None or len(others) != 1:
+        return
+    (other,) = others
+    in_place = node.target is operator.iadd and node.args[0] is other
+    alone = len(last.args) == len(last.users) == 1
+    if alone and not (in_place and len(other.users) > 1):
+        _replace(network, node, kernel, source, other)
+        network.graph.erase_node(last)
+
+
+def _take_in_activations(network: fx.GraphModule, node: fx.Node) -> None:
+    activation, source = _activation(network, node), _source(node)
+    if activation is None or source is None or len(source.users) != 1:
+        return
+    kernel = _layer(network, source)
+    if not isinstance(kernel, _Kernel) or kernel.activation != _NOTHING:
+        return
+    if len(source.args) == 1 or activation == _RELU:
+        kernel.take_in(activation)
+        _put_through(network, node, source)
+
+
+def _activation(network: fx.GraphModule, node: fx.Node) -> _Activation | None:
+    if node.op == "call_function":
+        return _FUNCTIONS.get(node.target)
+    layer = _layer(network, node)
+    describe = None if layer is None else _LAYERS.get(type(layer))
+    return None if describe is None else describe(layer)
+
+
+# Graphs ----------------------------------------------------------------------------------
+
+
+def _layer(network: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    return network.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _source(node: fx.Node) -> fx.Node | None:
+    """The node whose output is this one's first input."""
+    first = node.args[0] if node.args else None
+    return first if isinstance(first, fx.Node) else None
+
+
+def _put_through(network: fx.GraphModule, node: fx.Node, source: fx.Node) -> None:
+    """Leave out a node, and hand on what it was given."""
+    node.replace_all_uses_with(source)
+    network.graph.erase_node(node)
+
+
+def _replace(network: fx.GraphModule, node: fx.Node, module: nn.Module, *inputs: fx.Node) -> None:
+    name = f"{node.name}_kernel"
+    network.add_submodule(name, module)
+    with network.graph.inserting_before(node):
+        new = network.graph.call_module(name, inputs)
+    node.replace_all_uses_with(new)
+    network.graph.erase_node(node)
+
+
+def _tidy(network: fx.GraphModule) -> None:
+    network.delete_all_unused_submodules()
+    network.recompile()
