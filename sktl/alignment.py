@@ -24,7 +24,8 @@ from .logistic import solve
 _WEIGHT_DECAY = 2e-2  # for standardised features, whatever suits those of the network
 _COMMON_SPREAD = 0.3  # share of the mean spread in each feature's, for those that hardly vary
 _SHRINKAGE = 10.0  # of covariances towards the identity, in variances of a feature
-_ALIKE = 0.06  # squared distance of means, in variances, up to which images look the same
+_AS_SURE = 0.95  # confidence, of that at home, from which images may look the same
+_APART = 0.1  # squared distance of means, in variances, from which they don't
 _ROUNDS = 10
 _LAST_SHARE = 0.8  # of the images that the head may learn from its own labels
 _PRIOR_IMAGES = 1  # of the source, that count in the mean and spread of the target
@@ -292,21 +293,27 @@ def aligned_head(home: Home, target: Tensor, *, pseudo_labels: bool) -> LinearHe
 
 
 def _proportions_at_first_sight(home: Home, target: Tensor) -> Tensor:
-    """Class frequencies of the target by the source's head, if the images look the same.
+    """Class frequencies of the target by the source's head, as far as it can be believed.
 
-    They do if the head is as sure of them as of its own, and if with these frequencies their mean
-    is where it must be. Then what differs in other respects is due to frequencies, too.
+    That is where it is nearly as sure of the images as of its own, and the more, the nearer their
+    mean is to where it must be with these frequencies. Else the source's own are the better guess.
     """
     source = home.source
+    own = source.proportions()
     if home.held_out is None:
-        return source.proportions()
+        return own
     rows = Standardization.of(source.features, source.weights)(target)
     proba = home.head.proba(rows)
-    expected = home.rows.in_proportions(proba.mean(0))
+    seen = proba.mean(0)
+    confidence = proba.max(dim=1).values.mean() / home.held_out.max(dim=1).values.mean()
+    if confidence < _AS_SURE:
+        return own
+    expected = home.rows.in_proportions(seen)
     mean, variance = _moments(expected.features, expected.weights)
-    apart = (rows.mean(0) - mean).square().sum() / variance.sum()
-    sure = proba.max(dim=1).values.mean() >= home.held_out.max(dim=1).values.mean()
-    return proba.mean(0) if sure and apart <= _ALIKE else source.proportions()
+    apart = float((rows.mean(0) - mean).square().sum() / variance.sum())
+    belief = max(0.0, 1 - apart / _APART)
+    between: Tensor = own ** (1 - belief) * seen**belief
+    return between / between.sum()
 
 
 def _aligned(source: LabelledFeatures, target: Tensor) -> LabelledFeatures:

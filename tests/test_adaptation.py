@@ -115,7 +115,7 @@ def test_means_of_other_frequencies_do_not_mislead():
     )
     standardized = accuracy(standardized_head(Home(rows, SETTINGS), same), target, labels)
     assert aligned > standardized + 0.05
-    assert aligned >= accuracy(fit_head(rows, SETTINGS), target, labels) - 0.01
+    assert aligned >= accuracy(fit_head(rows, SETTINGS), target, labels) - 0.02
 
 
 def test_the_surest_of_each_class():
