@@ -5,7 +5,7 @@ from importlib.metadata import version
 from .adaptation import DomainShiftWarning
 from .backbones import list_backbones
 from .classifier import PretrainedImageClassifier
-from .datasets import load_image_folder
+from .datasets import load_image_folder, load_image_table
 from .features import PretrainedImageFeatures
 from .images import UnreadableImagesError, UnreadableImageWarning
 from .saving import MissingWeightsError, load
@@ -25,4 +25,5 @@ __all__ = [
     "list_backbones",
     "load",
     "load_image_folder",
+    "load_image_table",
 ]

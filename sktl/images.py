@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias
 
@@ -421,15 +422,19 @@ class UnreadableImagesError(ValueError):
 
 def name_files(files: Sequence[tuple[str, str]]) -> str:
     """Name up to ten files and what is wrong with them, one a line."""
-    lines = [f"  {_on_a_line(path)}: {reason}" for path, reason in files[:10]]
-    if len(files) > 10:
-        lines.append(f"  and {len(files) - 10} more")
+    return listed([path for path, _ in files], [f": {reason}" for _, reason in files[:10]])
+
+
+def listed(paths: Sequence[str], remarks: Sequence[str] = ()) -> str:
+    """List up to ten paths, one a line, and count the others.
+
+    A name with a line feed, or with bytes that are no text, is shown as Python writes it.
+    """
+    shown = [path if path.isprintable() else repr(path) for path in paths[:10]]
+    lines = [f"  {a}{b}" for a, b in zip_longest(shown, remarks, fillvalue="")]
+    if len(paths) > 10:
+        lines.append(f"  and {len(paths) - 10} more")
     return "\n".join(lines)
-
-
-def _on_a_line(path: str) -> str:
-    """Show a name with a line feed, or with bytes that are no text, as Python writes it."""
-    return path if path.isprintable() else repr(path)
 
 
 class Images(ABC):
