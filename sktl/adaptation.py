@@ -154,7 +154,7 @@ def _warn_if_too_different(at_home: float, expected: float) -> None:
             f"{expected:.2f} is to be expected, where it was {at_home:.2f}. Look at some "
             "predictions; if they are wrong, label some of the images and fit anew.",
             DomainShiftWarning,
-            stacklevel=4,
+            stacklevel=6,  # whoever called adapt
         )
 
 

@@ -206,9 +206,9 @@ class _Search:
             kinds = sorted(self._missed.items(), key=lambda pair: (-pair[1], pair[0]))
             counts = ", ".join(f"{n} {kind}" for kind, n in kinds)
             warnings.warn(
-                f"Passed over files in {self.root}: {counts}. Only regular files with the extension "
-                "of a format that Pillow reads are loaded; without a pattern, they must lie in the "
-                "folder of a class.",
+                f"Passed over files in {self.root}: {counts}. Only regular files with the "
+                "extension of a format that Pillow reads are loaded; without a pattern, they must "
+                "lie in the folder of a class.",
                 UserWarning,
                 stacklevel=3,
             )
