@@ -5,8 +5,9 @@ from importlib.metadata import version
 from .adaptation import DomainShiftWarning
 from .backbones import list_backbones
 from .classifier import PretrainedImageClassifier
-from .datasets import load_image_folder
+from .datasets import load_image_folder, load_image_table
 from .features import PretrainedImageFeatures
+from .images import UnreadableImagesError, UnreadableImageWarning
 from .saving import MissingWeightsError, load
 from .sealed import FileFormatError, NotSavableError
 
@@ -19,7 +20,10 @@ __all__ = [
     "NotSavableError",
     "PretrainedImageClassifier",
     "PretrainedImageFeatures",
+    "UnreadableImageWarning",
+    "UnreadableImagesError",
     "list_backbones",
     "load",
     "load_image_folder",
+    "load_image_table",
 ]

@@ -99,7 +99,9 @@ class Job:
     @cached_property
     def features(self) -> Tensor:
         """What the head reads of the target's images."""
-        return torch.as_tensor(self.model.pooled(self.images, self.cache, self.n_jobs))
+        with self.images.naming_all():
+            features = self.model.pooled(self.images, self.cache, self.n_jobs)
+        return torch.as_tensor(features)
 
     @property
     def target(self) -> Tensor:
@@ -129,6 +131,8 @@ def adapt_model(job: Job, method: str) -> Adaptation:
     ------
     ValueError
         If the method needs what the job or the network doesn't have.
+    UnreadableImagesError
+        If images can't be read.
 
     Warns
     -----
@@ -150,7 +154,7 @@ def _warn_if_too_different(at_home: float, expected: float) -> None:
             f"{expected:.2f} is to be expected, where it was {at_home:.2f}. Look at some "
             "predictions; if they are wrong, label some of the images and fit anew.",
             DomainShiftWarning,
-            stacklevel=4,
+            stacklevel=6,  # whoever called adapt
         )
 
 

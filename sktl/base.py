@@ -4,29 +4,43 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
+from inspect import Parameter, signature
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from joblib import effective_n_jobs
 from sklearn.base import BaseEstimator
-from sklearn.utils import Tags
+from sklearn.utils import Tags, _safe_indexing
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import _num_samples, validate_data
 from torchvision.models import WeightsEnum
 
 from .backbones import Backbone, load_backbone
 from .cache import FeatureCache, open_cache
 from .hardware import PRECISIONS, choose_device, choose_precision
-from .images import ImageFormat, Images, kind_of, learn_format, open_images
+from .images import (
+    ImageFormat,
+    Images,
+    UnreadableImagesError,
+    UnreadableImageWarning,
+    kind_of,
+    learn_format,
+    name_files,
+    open_images,
+)
 from .persistence import InconsistentVersionWarning, Packer, to_settings, unpack
 from .prefix import recall_stages, remember_stages
 from .saving import save
+
+_Result = TypeVar("_Result")
+_Rows = TypeVar("_Rows", bound=np.floating[Any])
 
 
 class ImageEstimator(BaseEstimator):
@@ -43,6 +57,7 @@ class ImageEstimator(BaseEstimator):
         "precision": [StrOptions({"auto", *PRECISIONS})],
         "device": [str, torch.device],
         "n_jobs": [Integral, None],
+        "on_error": [StrOptions({"raise", "skip"})],
         "verbose": ["verbose"],
     }
 
@@ -59,6 +74,71 @@ class ImageEstimator(BaseEstimator):
             )
             self.pixel_range_ = self._format.pixel_range
         return open_images(X, self._format)
+
+    def _answer(
+        self, images: Images, compute: Callable[[], npt.NDArray[_Rows]], none: str
+    ) -> npt.NDArray[_Rows]:
+        """Compute rows for images; those that can't be read get NaN, or are an error."""
+        with images.noting() as bad:
+            answers = compute()
+        answers[self._report(images, bad, none)] = np.nan
+        return answers
+
+    def _report(self, images: Images, bad: Mapping[int, str], consequence: str) -> list[int]:
+        """Warn of images that can't be read, or raise an error; give their rows."""
+        if not bad:
+            return []
+        error = images.unreadable(bad)
+        if self.on_error == "raise":
+            raise error
+        _warn_of(error.files, len(bad), len(images), consequence)
+        return sorted(bad)
+
+    def _skip_unreadable(
+        self, compute: Callable[..., _Result], X: Any, *aligned: Any, keep_classes: bool = False
+    ) -> tuple[_Result, npt.NDArray[np.int64]]:
+        """Compute something of all images, or else of all that can be read.
+
+        Which those are shows in the first attempt; what it has cached the second one finds.
+
+        Parameters
+        ----------
+        compute : callable
+            Takes X and `aligned`.
+        X : object
+        *aligned : object
+            What has a row for each image: labels first, then weights. Any may be None.
+        keep_classes : bool, default=False
+            Whether each label must keep an image.
+
+        Returns
+        -------
+        result : object
+        skipped : int array
+            The rows of X that were left out.
+        """
+        files: list[tuple[str, str]] = []
+        left, given = np.arange(0), (X, *aligned)
+        while True:
+            try:
+                result = compute(*given)
+                break
+            except UnreadableImagesError as error:
+                if self.on_error == "raise":
+                    raise
+                left = left if files else np.arange(_num_samples(X))
+                files += error.files
+                left = np.delete(left, error.rows)
+                if not len(left):
+                    raise
+                given = tuple(rows_at(rows, left) for rows in (X, *aligned))
+                if keep_classes:
+                    _check_classes(aligned[0], given[1], error)
+        if not files:
+            return result, left
+        skipped = np.setdiff1d(np.arange(_num_samples(X)), left)
+        _warn_of(files, len(skipped), _num_samples(X), "They were left out.")
+        return result, skipped
 
     def _load_backbone(self, seed: int | None = None) -> Backbone:
         cache = self._cache()
@@ -148,7 +228,7 @@ class ImageEstimator(BaseEstimator):
         state = self._restore(state)
         if "_format" in state:
             state["_format"] = ImageFormat(**state["_format"])
-        super().__setstate__(state)
+        super().__setstate__(_defaults(type(self)) | state)
 
     def __sklearn_is_fitted__(self) -> bool:
         raise NotImplementedError
@@ -160,3 +240,32 @@ class ImageEstimator(BaseEstimator):
     def _restore(self, state: dict[str, Any]) -> dict[str, Any]:
         """Undo `_store`."""
         raise NotImplementedError
+
+
+def _defaults(cls: type) -> dict[str, Any]:
+    """Parameters that an older version's state may lack."""
+    parameters = signature(cls).parameters.items()
+    return {name: p.default for name, p in parameters if p.default is not Parameter.empty}
+
+
+def rows_at(rows: Any, places: npt.NDArray[np.int64]) -> Any:
+    """Take some rows of what has one for each image, in a container of the same kind."""
+    return rows if rows is None or np.isscalar(rows) else _safe_indexing(rows, places)
+
+
+def _check_classes(labels: Any, left: Any, error: UnreadableImagesError) -> None:
+    lost = np.setdiff1d(np.unique(labels), np.unique(left)).tolist()
+    if lost:
+        raise ValueError(
+            f"on_error='skip' leaves no image of the classes {lost}: {error} To do without the "
+            "classes, leave them out of y as well."
+        ) from error
+
+
+def _warn_of(files: list[tuple[str, str]], n_bad: int, n: int, consequence: str) -> None:
+    """Count and name images that can't be read, and say what becomes of them."""
+    warnings.warn(
+        f"{n_bad} of {n} images can't be read. {consequence}\n{name_files(files)}",
+        UnreadableImageWarning,
+        stacklevel=6,  # whoever called fit, predict or transform
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -13,22 +14,24 @@ import numpy.typing as npt
 import torch
 from scipy.special import log_softmax, softmax
 from sklearn.base import ClassifierMixin, TransformerMixin
+from sklearn.metrics import accuracy_score
 from sklearn.utils import Bunch, Tags, column_or_1d, compute_class_weight
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
     _check_sample_weight,
+    _num_samples,
     assert_all_finite,
     check_consistent_length,
     check_is_fitted,
 )
 from skorch.callbacks import Callback
 
-from .adaptation import METHODS, Job, adapt_model
+from .adaptation import METHODS, Adaptation, Job, adapt_model
 from .alignment import LabelledFeatures, Settings
 from .augmentation import AUGMENTATIONS
 from .backbones import Backbone
-from .base import ImageEstimator
+from .base import ImageEstimator, rows_at
 from .fitting import Fit, Setup, Task, fit_model
 from .images import Images, kind_of
 from .layouts import CLASSIFIER
@@ -176,6 +179,10 @@ class PretrainedImageClassifier(
         "auto" is the GPU where there is one.
     n_jobs : int or None, default=None
         Threads that read images, as in joblib.
+    on_error : {"raise", "skip"}, default="raise"
+        What to do with files that can't be read. "raise" is an error that names them all, before
+        training. "skip" is a warning that names them; `fit` leaves them out, and predictions for
+        them are NaN, or None from `predict`.
     callbacks : list of skorch callbacks or None, default=None
     random_state : int, RandomState instance or None, default=None
         Seed of the head's initial weights, the order of the batches, dropout, augmentation, the
@@ -203,6 +210,8 @@ class PretrainedImageClassifier(
         The epoch whose weights were kept. With `early_stopping` only.
     validation_indices_ : ndarray of shape (n_validation,)
         Rows of X that were set aside. With `early_stopping` only.
+    skipped_ : ndarray of shape (n_skipped,)
+        Rows of X that the last fit left out, since they can't be read; see `on_error`.
     stages_ : list of str
         Names of the backbone's stages in forward order.
     freeze_ : int
@@ -240,6 +249,7 @@ class PretrainedImageClassifier(
     """
 
     _model: Model
+    validation_indices_: npt.NDArray[np.int64]
 
     _parameter_constraints: dict[str, list[Any]] = ImageEstimator._parameter_constraints | {
         "freeze": [Integral, str],
@@ -313,6 +323,7 @@ class PretrainedImageClassifier(
         precision: str = "auto",
         device: Any = "auto",
         n_jobs: int | None = None,
+        on_error: str = "raise",
         callbacks: Any = None,
         random_state: Any = None,
         verbose: int = 0,
@@ -354,6 +365,7 @@ class PretrainedImageClassifier(
         self.precision = precision
         self.device = device
         self.n_jobs = n_jobs
+        self.on_error = on_error
         self.callbacks = callbacks
         self.random_state = random_state
         self.verbose = verbose
@@ -381,9 +393,17 @@ class PretrainedImageClassifier(
         ValueError
             If a parameter, X or y is not as it must be, or training diverges. The estimator
             is then as before, as it is after any exception.
+        UnreadableImagesError
+            A ValueError whose `files` lists all images that can't be read, with the reasons; or
+            with ``on_error="skip"``, if none can.
         KeyboardInterrupt
             If the user stops it. The estimator is as before, or, with `warm_start`, as it was
             after the last whole epoch.
+
+        Warns
+        -----
+        UnreadableImageWarning
+            If images were left out; see `on_error`.
         """
         goes_on = self.warm_start and self.__sklearn_is_fitted__()
         self._fit_or_nothing(X, y, sample_weight, goes_on=goes_on)
@@ -417,7 +437,9 @@ class PretrainedImageClassifier(
         self._fit_or_nothing(X, y, sample_weight, goes_on=True, partial=True, all_classes=classes)
         return self
 
-    def _fit_or_nothing(self, X: Any, y: Any, sample_weight: Any, **how: Any) -> None:
+    def _fit_or_nothing(
+        self, X: Any, y: Any, sample_weight: Any, *, goes_on: bool, **how: Any
+    ) -> None:
         context = self._init_callback_context(max_subtasks=None)
         data = {"X": X, "y": y, "metadata": {"sample_weight": sample_weight}}
         with self._all_or_nothing():
@@ -425,7 +447,16 @@ class PretrainedImageClassifier(
             self._check_training_params()
             if context is not None:
                 context.call_on_fit_task_begin(estimator=self, **data)
-            interrupted = self._fit(X, y, sample_weight, context, data, **how)
+            start = self._model if goes_on and self.__sklearn_is_fitted__() else None
+            # Drawn once, so that a second attempt is the same fit.
+            seed = seed_of(self.random_state) if start is None else start.plan.seed
+            attempt = partial(self._fit, context=context, start=start, seed=seed, **how)
+            interrupted, self.skipped_ = self._skip_unreadable(
+                attempt, X, y, sample_weight, keep_classes="partial" not in how
+            )
+            if len(self.skipped_) and hasattr(self, "validation_indices_"):
+                left = np.delete(np.arange(_num_samples(X)), self.skipped_)
+                self.validation_indices_ = left[self.validation_indices_]
             if context is not None and not interrupted:
                 context.call_on_fit_task_end(estimator=self, reconstruction_attributes=dict, **data)
         if interrupted:
@@ -463,10 +494,10 @@ class PretrainedImageClassifier(
         X: Any,
         y: Any,
         sample_weight: Any,
-        context: Any,
-        data: dict[str, Any],
         *,
-        goes_on: bool,
+        context: Any,
+        start: Model | None,
+        seed: int,
         partial: bool = False,
         all_classes: Any = None,
     ) -> bool:
@@ -478,18 +509,17 @@ class PretrainedImageClassifier(
         else:
             classes, labels = self._check_y(y)
         weights = self._check_weights(sample_weight, classes, labels)
-        start = self._model if goes_on and self.__sklearn_is_fitted__() else None
         if start is not None and not np.array_equal(classes, self.classes_):
             raise ValueError(
                 f"warm_start=True goes on from a fit with the classes {self.classes_.tolist()}, "
                 f"but y has {classes.tolist()}. Set warm_start=False to begin anew."
             )
-        seed = seed_of(self.random_state) if start is None else start.plan.seed
         reset = not (partial and start is not None)
         images = self._open(X, reset=reset, counts=weights > 0)
         check_consistent_length(np.empty(len(images)), labels)
         task = Task(images, labels, weights, len(classes))
         setup = self._setup(self._load_backbone(seed), seed, partial)
+        data = {"X": X, "y": y, "metadata": {"sample_weight": sample_weight}}
 
         @contextmanager
         def observe(model: Model) -> Iterator[EpochObserver]:
@@ -680,8 +710,13 @@ class PretrainedImageClassifier(
     def _logits(self, X: Any) -> npt.NDArray[np.float64]:
         check_is_fitted(self)
         images = self._open(X, reset=False)
-        logits: npt.NDArray[Any] = self._model.logits(images, self._cache(), self._n_jobs())
-        return np.asarray(logits, dtype=np.float64)
+
+        def compute() -> npt.NDArray[np.float64]:
+            logits: npt.NDArray[Any] = self._model.logits(images, self._cache(), self._n_jobs())
+            return np.asarray(logits, dtype=np.float64)
+
+        none = "Their predictions are NaN, or None from predict; score leaves them out."
+        return self._answer(images, compute, none)
 
     def decision_function(self, X: Any) -> npt.NDArray[np.float64]:
         """Compute confidence scores.
@@ -741,10 +776,40 @@ class PretrainedImageClassifier(
         Returns
         -------
         ndarray of shape (n_samples,)
+            Where images can't be read and ``on_error="skip"``, an array of objects with None in
+            their places.
         """
-        indices = self._logits(X).argmax(axis=1)
-        labels: npt.NDArray[Any] = self.classes_[indices]
+        logits = self._logits(X)
+        labels: npt.NDArray[Any] = self.classes_[logits.argmax(axis=1)]
+        unanswered = np.isnan(logits).all(axis=1)
+        if self.on_error == "skip" and unanswered.any():
+            labels = labels.astype(object)
+            labels[unanswered] = None
         return labels
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Compute the accuracy on images with labels.
+
+        Parameters
+        ----------
+        X : array, list, Series or DataFrame of n_samples images
+        y : array-like of shape (n_samples,)
+        sample_weight : array-like of shape (n_samples,), default=None
+
+        Returns
+        -------
+        float
+            The share of right predictions, of the images that can be read.
+        """
+        predicted = self.predict(X)
+        check_consistent_length(predicted, y, sample_weight)
+        answered = np.flatnonzero([label is not None for label in predicted.tolist()])
+        if not len(answered):
+            raise ValueError("None of the images in X can be read, so there is no score.")
+        if len(answered) < len(predicted):
+            predicted = predicted[answered].astype(self.classes_.dtype)
+            y, sample_weight = rows_at(y, answered), rows_at(sample_weight, answered)
+        return float(accuracy_score(y, predicted, sample_weight=sample_weight))
 
     def adapt(
         self,
@@ -835,13 +900,16 @@ class PretrainedImageClassifier(
         check_is_fitted(self)
         if method not in METHODS:
             raise ValueError(f"method={method!r} is not one of {sorted(METHODS)}.")
-        images = self._open(X, reset=False)
-        source, source_images = self._source(X_source, y_source)
+        kept = (self._cache(), self._n_jobs())
         settings = Settings(self.weight_decay, self.label_smoothing)
-        job = Job(
-            self._model, images, source, source_images, settings, self._cache(), self._n_jobs()
-        )
-        done = adapt_model(job, method)
+        (source, source_images), _ = self._skip_unreadable(self._source, X_source, y_source)
+
+        def run(X: Any) -> tuple[Adaptation, int]:
+            images = self._open(X, reset=False)
+            job = Job(self._model, images, source, source_images, settings, *kept)
+            return adapt_model(job, method), len(images)
+
+        (done, n_images), _ = self._skip_unreadable(run, X)
         adapted = object.__new__(type(self))
         adapted.__dict__.update(self.__dict__)
         adapted._model = done.model
@@ -850,7 +918,7 @@ class PretrainedImageClassifier(
         adapted._sample = self._sample if done.model.depth == self._model.depth else None
         adapted.adaptation_ = Bunch(
             method=method,
-            n_images=len(images),
+            n_images=n_images,
             proportions=done.proportions,
             source_accuracy=done.source_accuracy,
             expected_accuracy=done.expected_accuracy,
@@ -876,7 +944,8 @@ class PretrainedImageClassifier(
         if len(missing):
             raise ValueError(f"y_source lacks the classes {self.classes_[missing].tolist()}.")
         weights = self._check_weights(None, self.classes_, labels)
-        features = self._model.pooled(images, self._cache(), self._n_jobs())
+        with images.naming_all():
+            features = self._model.pooled(images, self._cache(), self._n_jobs())
         rows = LabelledFeatures(
             torch.as_tensor(features),
             torch.as_tensor(labels),
@@ -898,7 +967,8 @@ class PretrainedImageClassifier(
         """
         check_is_fitted(self)
         images = self._open(X, reset=False)
-        return self._model.pooled(images, self._cache(), self._n_jobs())
+        compute = partial(self._model.pooled, images, self._cache(), self._n_jobs())
+        return self._answer(images, compute, "Their features are NaN.")
 
     def get_feature_names_out(self, input_features: Any = None) -> npt.NDArray[np.object_]:
         """Name the features that :meth:`transform` gives.
@@ -942,6 +1012,7 @@ class PretrainedImageClassifier(
                 "precision_": model.precision,
                 "_sample": _restore_sample(state.get("_sample")),
             }
+            state.setdefault("skipped_", np.arange(0))  # older files lack it
         return state
 
 

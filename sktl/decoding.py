@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any
 
@@ -13,6 +14,22 @@ _CHUNK = 65536  # values scaled at once: what stays in the cache goes through it
 
 # Pillow's own conversion of these to RGB warns, keeps the premultiplied values or fails.
 _BY_WAY_OF = {"P": "RGBA", "PA": "RGBA", "RGBa": "RGBA", "La": "LA"}
+
+
+# What the system says of one file; all else, as of a failing disk or too many open files, is not
+# the file's fault.
+_OF_ONE_FILE = {
+    errno.EACCES,
+    errno.EINVAL,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENODEV,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ENXIO,
+    errno.EPERM,
+}
 
 
 def decode_file(path: str) -> npt.NDArray[np.uint8]:
@@ -63,6 +80,13 @@ def scale_to_uint8(
         np.rint(scaled, out=scaled)
         result[start : start + _CHUNK] = np.clip(scaled, 0, 255, out=scaled)
     return result.reshape(values.shape)
+
+
+def is_about_the_image(error: Exception) -> bool:
+    """Whether decoding failed for what the image is, and not for want of memory or a disk."""
+    if isinstance(error, OSError):
+        return error.errno is None or error.errno in _OF_ONE_FILE  # Pillow's own have none
+    return not isinstance(error, MemoryError)
 
 
 def why_unreadable(error: Exception) -> str:

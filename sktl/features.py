@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from numbers import Integral
 from typing import Any, Self
@@ -56,6 +57,9 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
         beyond its range, 65504, are an error.
     image_size, image_shape, pixel_range, cache, precision, device, n_jobs
         See :class:`PretrainedImageClassifier`.
+    on_error : {"raise", "skip"}, default="raise"
+        What to do with files that can't be read. "raise" is an error that names them all, "skip" a
+        warning, and NaN as their features.
     verbose : int, default=0
 
     Attributes
@@ -104,6 +108,7 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
         precision: str = "auto",
         device: Any = "auto",
         n_jobs: int | None = None,
+        on_error: str = "raise",
         verbose: int = 0,
     ) -> None:
         self.backbone = backbone
@@ -118,6 +123,7 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
         self.precision = precision
         self.device = device
         self.n_jobs = n_jobs
+        self.on_error = on_error
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any = None) -> Self:
@@ -134,12 +140,19 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
         Returns
         -------
         self : PretrainedImageFeatures
+
+        Raises
+        ------
+        UnreadableImagesError
+            A ValueError that names all images that can't be read, unless ``on_error="skip"``.
         """
         with self._all_or_nothing():
             images = self._learn(X)
             # One image shows the width; without a cache, the others would be computed in vain.
-            for _, rows in self._blocks(images, 1 if self.cache is None else len(images)):
-                self._n_features_out = rows.shape[1]
+            with images.noting() as bad:
+                for _, rows in self._blocks(images, 1 if self.cache is None else len(images)):
+                    self._n_features_out = rows.shape[1]
+            self._report(images, bad, "Their features will be NaN.")
         return self
 
     def fit_transform(self, X: Any, y: Any = None) -> Floats:
@@ -156,7 +169,7 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
             Of the parameter `dtype`.
         """
         with self._all_or_nothing():
-            features = self._features(self._learn(X))
+            features = self._answer_with_features(self._learn(X))
             self._n_features_out = features.shape[1]
         return features
 
@@ -188,7 +201,10 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
             Of the parameter `dtype`.
         """
         check_is_fitted(self)
-        return self._features(self._open(X, reset=False))
+        return self._answer_with_features(self._open(X, reset=False))
+
+    def _answer_with_features(self, images: Images) -> Floats:
+        return self._answer(images, partial(self._features, images), "Their features are NaN.")
 
     def _blocks(self, images: Images, n: int) -> Iterator[tuple[range, Tensor]]:
         cache, n_jobs = self._cache(), self._n_jobs()

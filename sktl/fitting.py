@@ -129,6 +129,8 @@ def fit_model(
     ValueError
         If the images don't allow of the split for validation, training diverges, or `start` is
         another kind of model.
+    UnreadableImagesError
+        If images can't be read. It comes before training, and names them all.
     """
     training, validation = _split(task, setup)
     prefix = freeze_prefix(
@@ -224,13 +226,15 @@ def _features(
     n_views = 1 if augment is None or anew else setup.n_views or 1
     with progress_bar("features", n_views * len(images), "image", setup.verbose) as tell:
         if prefix is None or anew:
-            prepared = prepare_all(images, setup.backbone.recipe, setup.n_jobs, tell)
+            with images.naming_all():
+                prepared = prepare_all(images, setup.backbone.recipe, setup.n_jobs, tell)
             return prepared, _preparation(augment, prefix) if augment else None
 
         def compute(view: View | None) -> Tensor:
             return prefix.compute(images, setup.cache, setup.n_jobs, view=view, tell=tell)
 
-        first = compute(None)
+        with images.naming_all():
+            first = compute(None)
         if n_views == 1:
             return first, None
         n = len(first)

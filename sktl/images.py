@@ -10,8 +10,10 @@ import math
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias
 
@@ -22,7 +24,13 @@ import xxhash
 from PIL import Image
 from sklearn.utils import assert_all_finite, check_array
 
-from sktl.decoding import decode_file, pillow_to_rgb, scale_to_uint8, why_unreadable
+from sktl.decoding import (
+    decode_file,
+    is_about_the_image,
+    pillow_to_rgb,
+    scale_to_uint8,
+    why_unreadable,
+)
 
 Kind: TypeAlias = Literal["rows", "arrays", "images", "paths"]
 Range: TypeAlias = tuple[float, float]
@@ -385,6 +393,10 @@ def _learn_range(arrays: list[Array]) -> tuple[Range, Literal["8-bit", "values"]
 # Images ------------------------------------------------------------------------------
 
 
+class UnreadableImageWarning(UserWarning):
+    """Some images can't be decoded, and were left out."""
+
+
 class UnreadableImagesError(ValueError):
     """Some images can't be decoded.
 
@@ -392,23 +404,43 @@ class UnreadableImagesError(ValueError):
     ----------
     files : list of (str, str)
         Every path that can't be decoded, and why.
+    rows : list of int, default=()
+        Where they stand in X; a path may stand there twice.
     """
 
-    def __init__(self, files: list[tuple[str, str]]) -> None:
-        super().__init__(files)  # the args, so that it survives pickling
+    def __init__(self, files: list[tuple[str, str]], rows: Sequence[int] = ()) -> None:
+        super().__init__(files, rows)  # the args, so that it survives pickling
         self.files = files
+        self.rows = rows
 
     def __str__(self) -> str:
         """Name up to ten of them."""
-        lines = [f"  {path}: {reason}" for path, reason in self.files[:10]]
-        if len(self.files) > 10:
-            lines.append(f"  and {len(self.files) - 10} more")
         count = "1 image" if len(self.files) == 1 else f"{len(self.files)} images"
-        return "\n".join([f"{count} in X can't be read:", *lines, "Mend them or leave them out."])
+        named = name_files(self.files)
+        return f"{count} in X can't be read:\n{named}\nMend them or leave them out."
+
+
+def name_files(files: Sequence[tuple[str, str]]) -> str:
+    """Name up to ten files and what is wrong with them, one a line."""
+    return listed([path for path, _ in files], [f": {reason}" for _, reason in files[:10]])
+
+
+def listed(paths: Sequence[str], remarks: Sequence[str] = ()) -> str:
+    """List up to ten paths, one a line, and count the others.
+
+    A name with a line feed, or with bytes that are no text, is shown as Python writes it.
+    """
+    shown = [path if path.isprintable() else repr(path) for path in paths[:10]]
+    lines = [f"  {a}{b}" for a, b in zip_longest(shown, remarks, fillvalue="")]
+    if len(paths) > 10:
+        lines.append(f"  and {len(paths) - 10} more")
+    return "\n".join(lines)
 
 
 class Images(ABC):
     """A sequence of images, read only when asked for."""
+
+    _noted: dict[int, str] | None = None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -426,11 +458,57 @@ class Images(ABC):
         -------
         images : Tensor of shape (b, 3, h, w), or list of Tensor of shape (3, h, w)
             A list where the sizes differ. Any strides; the memory is the caller's own.
+
+        Raises
+        ------
+        UnreadableImagesError
+            If one can't be read, and this isn't within :meth:`noting`.
         """
 
-    def unreadable(self) -> list[tuple[str, str]]:
-        """Try to decode every file, and list the path and reason of those that can't be."""
-        return []
+    def name(self, i: int) -> str:
+        """Say which image i is."""
+        return f"X[{i}]"
+
+    @property
+    def noted(self) -> Mapping[int, str]:
+        """Images that have been found to be unreadable within :meth:`noting`, and why."""
+        return {} if self._noted is None else self._noted
+
+    def note(self, i: int, reason: str) -> None:
+        """Note that an image can't be read; an error where nobody takes notes."""
+        if self._noted is None:
+            raise self.unreadable({i: reason})
+        self._noted[i] = reason
+
+    @contextmanager
+    def noting(self) -> Iterator[Mapping[int, str]]:
+        """Within, images that can't be read are noted, and each is read as one black pixel.
+
+        What becomes of them means nothing, and is for the caller to drop.
+
+        Yields
+        ------
+        dict of int to str
+            What has been noted so far.
+        """
+        self._noted = {}
+        try:
+            yield self._noted
+        finally:
+            self._noted = None
+
+    @contextmanager
+    def naming_all(self) -> Iterator[None]:
+        """Within, go on past images that can't be read; then raise one error for all of them."""
+        with self.noting() as bad:
+            yield
+        if bad:
+            raise self.unreadable(bad)
+
+    def unreadable(self, bad: Mapping[int, str]) -> UnreadableImagesError:
+        """Make the error that names some images."""
+        rows = sorted(bad)
+        return UnreadableImagesError(list({self.name(i): bad[i] for i in rows}.items()), rows)
 
 
 def open_images(X: Any, fmt: ImageFormat) -> Images:
@@ -488,51 +566,44 @@ class _ArrayImages(Images):
 class _Listing(Images):
     """Images that are read one by one, any of which may turn out to be bad."""
 
-    def __init__(self, names: list[str]) -> None:
-        self._names = names
-
-    def __len__(self) -> int:
-        return len(self._names)
-
     @abstractmethod
     def _read(self, i: int) -> Array:
         """Give the pixels of image i, or raise what the decoder raises: nearly anything."""
 
     def _pixels(self, i: int) -> Array:
-        try:
-            return self._read(i)
-        except Exception as error:
-            raise self._unreadable_error(i, error) from error
-
-    def _unreadable_error(self, i: int, error: Exception) -> UnreadableImagesError:
-        """Name all bad images and not the first alone, so that they can be mended at once."""
-        bad = dict(self.unreadable())
-        bad.setdefault(self._names[i], why_unreadable(error))
-        return UnreadableImagesError(list(bad.items()))
-
-    def unreadable(self) -> list[tuple[str, str]]:
-        bad = {}
-        for name, i in {name: i for i, name in enumerate(self._names)}.items():
+        if i not in self.noted:
             try:
-                self._read(i)
+                return self._read(i)
             except Exception as error:
-                bad[name] = why_unreadable(error)
-        return list(bad.items())
+                self._note_error(i, error)
+        return np.zeros((1, 1, 3), dtype=np.uint8)
+
+    def _note_error(self, i: int, error: Exception) -> None:
+        """Note an error that the image is to blame for; any other is raised again."""
+        if not is_about_the_image(error):
+            raise error
+        try:
+            self.note(i, why_unreadable(error))
+        except UnreadableImagesError as refusal:
+            raise refusal from error
 
 
 class _ListImages(_Listing):
     """Arrays and PIL images, of sizes that may differ."""
 
     def __init__(self, images: list[Array | Image.Image], fmt: ImageFormat) -> None:
-        super().__init__([f"X[{i}]" for i in range(len(images))])
         self._images = images
         self._ranges = [
             fmt.range_of(image.dtype) if isinstance(image, np.ndarray) else EIGHT_BIT
             for image in images
         ]
 
+    def __len__(self) -> int:
+        return len(self._images)
+
     def digest(self, i: int) -> bytes:
-        return _digest(self._pixels(i), self._ranges[i])
+        pixels = self._pixels(i)
+        return _digest_of_none(i) if i in self.noted else _digest(pixels, self._ranges[i])
 
     def batch(self, indices: Sequence[int]) -> torch.Tensor | list[torch.Tensor]:
         # np.array copies: torch must never share memory with X.
@@ -549,22 +620,42 @@ class _FileImages(_Listing):
     """Files, decoded each time they are asked for."""
 
     def __init__(self, paths: list[str]) -> None:
-        super().__init__(paths)
-        if not all(map(os.path.isfile, paths)):
-            raise UnreadableImagesError(self.unreadable())
+        self._paths = paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def name(self, i: int) -> str:
+        return self._paths[i]
 
     def digest(self, i: int) -> bytes:
-        try:
-            with open(self._names[i], "rb") as file:
-                return xxhash.xxh3_128_digest(file.read())
-        except OSError as error:
-            raise self._unreadable_error(i, error) from error
+        if i not in self.noted:
+            try:
+                with open(self._paths[i], "rb") as file:
+                    return xxhash.xxh3_128_digest(file.read())
+            except Exception as error:
+                self._note_error(i, error)
+        return _digest_of_none(i)
 
     def batch(self, indices: Sequence[int]) -> torch.Tensor | list[torch.Tensor]:
         return _stack([torch.from_numpy(self._pixels(i)).permute(2, 0, 1) for i in indices])
 
     def _read(self, i: int) -> Array:
-        return decode_file(self._names[i])
+        return decode_file(self._paths[i])
+
+    @contextmanager
+    def noting(self) -> Iterator[Mapping[int, str]]:
+        """See :meth:`Images.noting`; what is missing is noted before anything is read."""
+        with super().noting() as bad:
+            for i, path in enumerate(self._paths):
+                if not os.path.isfile(path):
+                    self._pixels(i)
+            yield bad
+
+
+def _digest_of_none(i: int) -> bytes:
+    """Stand in for the digest of an image that can't be read; nothing is kept under it."""
+    return xxhash.xxh3_128_digest(f"unreadable {i}".encode())
 
 
 def _digest(image: Array, pixel_range: Range) -> bytes:

@@ -313,6 +313,7 @@ _parameters = {
     "cache": one_of("memory", None),
     "device": _device,
     "n_jobs": optional(integer(-1024, 1024)),
+    "on_error": one_of("raise", "skip"),
 }
 
 
@@ -440,6 +441,9 @@ def _classifier_parts(state: Stored) -> tuple[Stored, Stored, Tensors]:
     if "best_epoch_" in state:
         attributes["best_epoch_"] = int(state.pop("best_epoch_"))
         tensors["validation_indices_"] = torch.from_numpy(state.pop("validation_indices_"))
+    skipped = state.pop("skipped_", np.arange(0)).tolist()
+    if skipped:
+        attributes["skipped_"] = skipped
     if "adaptation_" in state:
         adaptation = state.pop("adaptation_")
         attributes["adaptation_"] = adaptation | {"proportions": adaptation.proportions.tolist()}
@@ -462,6 +466,8 @@ def _classifier_state(attributes: Stored, model: Stored, tensors: Tensors) -> St
     state = _shared_state(attributes)
     if "validation_indices_" in tensors:
         state["validation_indices_"] = tensors["validation_indices_"].numpy()
+    if "skipped_" in state:
+        state["skipped_"] = np.array(state["skipped_"], dtype=np.int64)
     sample = None
     if "sample/features" in tensors:
         sample = {n: tensors[f"sample/{n}"].numpy() for n in ("features", "labels", "weights")}
@@ -557,7 +563,12 @@ CLASSIFIER = Layout(
             "n_iter_": integer(0),
             "stages_": list_of(text, least=1),
         },
-        _may_lack | {"best_epoch_": integer(0), "adaptation_": _adaptation},
+        _may_lack
+        | {
+            "best_epoch_": integer(0),
+            "adaptation_": _adaptation,
+            "skipped_": list_of(integer(0)),
+        },
     ),
     model=record(
         _network

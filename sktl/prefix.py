@@ -120,7 +120,8 @@ class FrozenPrefix:
         Raises
         ------
         UnreadableImagesError
-            If files can't be decoded; it names them all.
+            If an image can't be read. Within :meth:`sktl.images.Images.noting` it has a row of
+            zeros instead, and the cache keeps nothing of it.
         """
         wanted = range(len(images)) if indices is None else indices
         rows = _Rows(len(wanted), tell)
@@ -134,20 +135,32 @@ class FrozenPrefix:
             prepared = self.recipe.apply(images.batch([wanted[i] for i in batch]))
             return prepared if view is None else view.apply(prepared, [digests[i] for i in batch])
 
+        def is_bad(i: int) -> bool:
+            return wanted[i] in images.noted
+
+        def to_run(places: Sequence[int]) -> Sequence[int]:
+            readable = [i for i in places if not is_bad(i)]
+            # If none is left, a black pixel still shows how wide a row is.
+            return readable or (places[:1] if rows.is_empty else [])
+
         if cache is None:
-            for batch, features in self._run(load, range(len(wanted)), n_jobs):
+            for batch, features in self._run(load, to_run(range(len(wanted))), n_jobs):
                 rows.put(batch, features)
-            return rows.tensor
-        missing = self._look_up(cache, digests, rows)
-        missing = self._continue_from_shallower(cache, digests, missing, rows)
-        first = _first_of_each(digests, missing)
-        keys = [self.key + digest for digest in digests]
-        for batch, features in self._run(load, list(first.values()), n_jobs):
-            cache.put([keys[i] for i in batch], features)
-            rows.put(batch, features)
-        for i in missing:  # an image that occurs twice was computed once
-            if first[digests[i]] != i:
-                rows.copy(first[digests[i]], i)
+        else:
+            missing = self._look_up(cache, digests, rows)
+            missing = self._continue_from_shallower(cache, digests, missing, rows)
+            first = _first_of_each(digests, missing)
+            keys = [self.key + digest for digest in digests]
+            for batch, features in self._run(load, to_run(list(first.values())), n_jobs):
+                _put_good(cache, [None if is_bad(i) else keys[i] for i in batch], features)
+                rows.put(batch, features)
+            for i in missing:  # an image that occurs twice was computed once
+                twin = first[digests[i]]
+                if twin != i:
+                    rows.copy(twin, i)
+                    if is_bad(twin):
+                        images.note(wanted[i], images.noted[wanted[twin]])
+        rows.clear([i for i in range(len(wanted)) if is_bad(i)] if images.noted else [])
         return rows.tensor
 
     def _run(
@@ -236,12 +249,30 @@ class _Rows:
         if self._tell is not None:
             self._tell(1)
 
+    def clear(self, places: Sequence[int]) -> None:
+        """Fill in zeros."""
+        if places:
+            self.tensor[torch.as_tensor(places)] = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has been filled in."""
+        return self._tensor is None
+
     @property
     def tensor(self) -> Tensor:
         """All rows."""
         if self._tensor is None:
             raise ValueError("There are no images to compute features of.")
         return self._tensor
+
+
+def _put_good(cache: FeatureCache, keys: Sequence[bytes | None], features: Tensor) -> None:
+    """Keep the rows that have a key."""
+    good = [i for i, key in enumerate(keys) if key is not None]
+    if good:
+        kept = features if len(good) == len(keys) else features[torch.as_tensor(good)]
+        cache.put([key for key in keys if key is not None], kept)
 
 
 def _stacked(rows: dict[int, Tensor]) -> Callable[[Sequence[int]], Tensor]:
