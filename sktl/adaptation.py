@@ -290,9 +290,7 @@ def _batches(job: Job, images: Images, seed: int = 0) -> Iterator[Tensor]:
     """Prepared images in a random order, so that a batch is like the whole."""
     order = np.random.default_rng(seed).permutation(len(images))
     for start in range(0, len(order), _BATCH):
-        batch = job.model.backbone.recipe.apply(
-            images.batch(order[start : start + _BATCH].tolist())
-        )
+        batch = job.model.backbone.recipe.read(images, order[start : start + _BATCH].tolist())
         yield batch.to(job.model.device)
 
 

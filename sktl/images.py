@@ -451,8 +451,17 @@ class Images(ABC):
         """Hash what image i is made of, in 16 bytes: never its place, path or container."""
 
     @abstractmethod
-    def batch(self, indices: Sequence[int]) -> torch.Tensor | list[torch.Tensor]:
+    def batch(
+        self, indices: Sequence[int], size: int | None = None
+    ) -> torch.Tensor | list[torch.Tensor]:
         """Read images as uint8 RGB.
+
+        Parameters
+        ----------
+        indices : sequence of int
+        size : int or None, default=None
+            To how many pixels the shorter sides will be resized. Files of far more may be read at
+            a fraction of their size.
 
         Returns
         -------
@@ -559,7 +568,7 @@ class _ArrayImages(Images):
     def digest(self, i: int) -> bytes:
         return _digest(self._array[i], self._range)
 
-    def batch(self, indices: Sequence[int]) -> torch.Tensor:
+    def batch(self, indices: Sequence[int], size: int | None = None) -> torch.Tensor:
         return _to_rgb(self._array[np.asarray(indices, dtype=np.intp)], self._range)
 
 
@@ -567,13 +576,13 @@ class _Listing(Images):
     """Images that are read one by one, any of which may turn out to be bad."""
 
     @abstractmethod
-    def _read(self, i: int) -> Array:
+    def _read(self, i: int, size: int | None) -> Array:
         """Give the pixels of image i, or raise what the decoder raises: nearly anything."""
 
-    def _pixels(self, i: int) -> Array:
+    def _pixels(self, i: int, size: int | None = None) -> Array:
         if i not in self.noted:
             try:
-                return self._read(i)
+                return self._read(i, size)
             except Exception as error:
                 self._note_error(i, error)
         return np.zeros((1, 1, 3), dtype=np.uint8)
@@ -605,13 +614,15 @@ class _ListImages(_Listing):
         pixels = self._pixels(i)
         return _digest_of_none(i) if i in self.noted else _digest(pixels, self._ranges[i])
 
-    def batch(self, indices: Sequence[int]) -> torch.Tensor | list[torch.Tensor]:
+    def batch(
+        self, indices: Sequence[int], size: int | None = None
+    ) -> torch.Tensor | list[torch.Tensor]:
         # np.array copies: torch must never share memory with X.
         return _stack(
             [_to_rgb(np.array(self._pixels(i))[np.newaxis], self._ranges[i])[0] for i in indices]
         )
 
-    def _read(self, i: int) -> Array:
+    def _read(self, i: int, size: int | None) -> Array:
         image = self._images[i]
         return image if isinstance(image, np.ndarray) else pillow_to_rgb(image)
 
@@ -637,11 +648,13 @@ class _FileImages(_Listing):
                 self._note_error(i, error)
         return _digest_of_none(i)
 
-    def batch(self, indices: Sequence[int]) -> torch.Tensor | list[torch.Tensor]:
-        return _stack([torch.from_numpy(self._pixels(i)).permute(2, 0, 1) for i in indices])
+    def batch(
+        self, indices: Sequence[int], size: int | None = None
+    ) -> torch.Tensor | list[torch.Tensor]:
+        return _stack([torch.from_numpy(self._pixels(i, size)).permute(2, 0, 1) for i in indices])
 
-    def _read(self, i: int) -> Array:
-        return decode_file(self._paths[i])
+    def _read(self, i: int, size: int | None) -> Array:
+        return decode_file(self._paths[i], size)
 
     @contextmanager
     def noting(self) -> Iterator[Mapping[int, str]]:

@@ -21,6 +21,7 @@ from .images import Images
 from .inference import FrozenModule, ahead
 from .preprocessing import Recipe
 
+_REVISION = 2  # of how images are decoded and prepared; others than kept features are then made
 _PER_LOOKUP = 128  # rows that are looked for, or held, at a time
 _PREPARED = 32  # images a thread prepares at a time
 
@@ -72,7 +73,7 @@ class FrozenPrefix:
     def key(self) -> bytes:
         """Hash of all that the features depend on, other than the image."""
         in_use = kernels(self.device, PRECISIONS[self.precision])
-        environment = (self.precision, torch.__version__, self.device.type, in_use)
+        environment = (_REVISION, self.precision, torch.__version__, self.device.type, in_use)
         hardware = torch.backends.cpu.get_cpu_capability()
         if self._backbone.identity is not None:
             place = (self._backbone.identity, self.stage, self.pooling)
@@ -132,7 +133,7 @@ class FrozenPrefix:
             digests = view.digests(digests)
 
         def load(batch: Sequence[int]) -> Tensor:
-            prepared = self.recipe.apply(images.batch([wanted[i] for i in batch]))
+            prepared = self.recipe.read(images, [wanted[i] for i in batch])
             return prepared if view is None else view.apply(prepared, [digests[i] for i in batch])
 
         def is_bad(i: int) -> bool:
@@ -297,7 +298,7 @@ def run_on_images(
     wanted = range(len(images)) if indices is None else indices
 
     def load(places: Sequence[int]) -> Tensor:
-        return recipe.apply(images.batch([wanted[i] for i in places]))
+        return recipe.read(images, [wanted[i] for i in places])
 
     return torch.cat([rows for _, rows in module.map(load, range(len(wanted)), n_jobs)])
 
@@ -316,7 +317,7 @@ def prepare_all(
     batches = [range(i, min(i + _PREPARED, n)) for i in range(0, n, _PREPARED)]
 
     def load(batch: Sequence[int]) -> Tensor:
-        return recipe.apply(images.batch(batch))
+        return recipe.read(images, batch)
 
     for batch, prepared in ahead(load, batches, max(n_jobs, torch.get_num_threads())):
         rows.put(batch, prepared)

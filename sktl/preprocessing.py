@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
+
+from .images import Images
 
 # The modes that a tensor can be resized with, and how many source pixels each reaches to a side
 # (times the scale, when an antialiased filter shrinks an image).
@@ -101,6 +103,17 @@ class Recipe:
         """
         resize = max(image_size, round(self.resize * image_size / self.crop))
         return Recipe(resize, image_size, self.interpolation, self.mean, self.std, self.antialias)
+
+    def read(self, images: Images, indices: Sequence[int]) -> Tensor:
+        """Read some images, resize and crop them.
+
+        Returns
+        -------
+        cropped : uint8 tensor of shape (len(indices), 3, crop, crop)
+            In channels-last memory format.
+        """
+        # Without antialiasing, pixels are dropped that decoding at a fraction would blend.
+        return self.apply(images.batch(indices, self.resize if self.antialias else None))
 
     def apply(self, images: Tensor | list[Tensor]) -> Tensor:
         """Resize and crop.

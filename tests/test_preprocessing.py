@@ -16,6 +16,8 @@ from torchvision import models
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from sktl.decoding import decode_file
+from sktl.images import learn_format, open_images
 from sktl.preprocessing import Normalize, Recipe
 
 ALL_WEIGHTS = [
@@ -201,3 +203,54 @@ def test_pickles():
     normalize = pickle.loads(pickle.dumps(Normalize(*IMAGENET)))
     assert torch.equal(normalize.shift, Normalize(*IMAGENET).shift)
     assert pickle.loads(pickle.dumps(recipe())) == recipe()
+
+
+# Files of many pixels ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A photograph of 1708 x 2560 pixels as JPEG and PNG, and one that is turned."""
+    photo = Image.fromarray(load_sample_images().images[1]).resize((2560, 1708), Image.LANCZOS)
+    folder = tmp_path_factory.mktemp("large")
+    photo.save(folder / "plain.jpg", quality=95)
+    photo.save(folder / "plain.png", compress_level=1)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo.transpose(Image.ROTATE_90).save(folder / "turned.jpg", quality=95, exif=exif)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "shape"),
+    [
+        ("plain.jpg", None, (1708, 2560)),
+        ("plain.jpg", 500, (1708, 2560)),  # half of it would be less than twice 500
+        ("plain.jpg", 427, (854, 1280)),
+        ("plain.jpg", 200, (427, 640)),
+        ("plain.jpg", 10, (214, 320)),  # an eighth is the least
+        ("turned.jpg", 200, (427, 640)),
+        ("plain.png", 10, (1708, 2560)),
+    ],
+)
+def test_large_jpegs_are_decoded_at_a_fraction(large, name, size, shape):
+    assert decode_file(str(large / name), size).shape == (*shape, 3)
+
+
+@pytest.mark.parametrize("name", ["plain.jpg", "turned.jpg"])
+def test_decoding_at_a_fraction_hardly_shows(large, name):
+    recipe = Recipe(256, 224, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    paths = [str(large / name)]
+    found = recipe.read(open_images(paths, learn_format(paths)), [0])
+    whole = torch.from_numpy(decode_file(str(large / "plain.jpg"))).permute(2, 0, 1)
+    difference = (found.float() - recipe.apply([whole]).float()).abs()
+    assert difference.mean() < 2
+    assert difference.quantile(0.99) < 16
+
+
+def test_without_antialiasing_all_pixels_are_decoded(large):
+    recipe = Recipe(256, 224, "bilinear", (0.5,) * 3, (0.5,) * 3, antialias=False)
+    paths = [str(large / "plain.jpg")]
+    found = recipe.read(open_images(paths, learn_format(paths)), [0])
+    whole = torch.from_numpy(decode_file(paths[0])).permute(2, 0, 1)
+    assert torch.equal(found, recipe.apply([whole]))
