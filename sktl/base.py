@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import os
 import warnings
 from collections.abc import Iterator
@@ -24,7 +25,13 @@ from .backbones import Backbone, load_backbone
 from .cache import FeatureCache, open_cache
 from .hardware import PRECISIONS, choose_device, choose_precision
 from .images import ImageFormat, Images, kind_of, learn_format, open_images
-from .persistence import InconsistentVersionWarning, Packer, to_settings, unpack
+from .persistence import (
+    InconsistentVersionWarning,
+    Packer,
+    refuse_what_needs_pickle,
+    to_settings,
+    unpack,
+)
 from .prefix import recall_stages, remember_stages
 from .saving import save
 
@@ -132,6 +139,14 @@ class ImageEstimator(BaseEstimator):
         if self.__sklearn_is_fitted__():
             state = self._store(state, pack)
         return state | {"_sktl_version": version("sktl")}
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return copyreg.__newobj__, (type(self),), self.__getstate__()  # type: ignore[attr-defined]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What skops asks for, while pickle and copy ask for `__reduce_ex__`."""
+        refuse_what_needs_pickle(self.__getstate__())
+        return self.__reduce_ex__(2)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = {name: unpack(value) for name, value in state.items()}

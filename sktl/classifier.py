@@ -926,6 +926,8 @@ class PretrainedImageClassifier(
     def _store(self, state: dict[str, Any], pack: Packer) -> dict[str, Any]:
         for name in ("net_", "device_", "precision_"):
             del state[name]
+        if "adaptation_" in state:
+            state["adaptation_"] = dict(state["adaptation_"])
         return state | {
             "history_": plain_rows(self.history_),
             "_model": store_model(self._model, self.precision, pack),
@@ -942,6 +944,8 @@ class PretrainedImageClassifier(
                 "precision_": model.precision,
                 "_sample": _restore_sample(state.get("_sample")),
             }
+        if "adaptation_" in state:
+            state["adaptation_"] = Bunch(**state["adaptation_"])
         return state
 
 
