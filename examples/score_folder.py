@@ -1,6 +1,6 @@
 """Classify all pictures of a folder, however many, and write a Parquet file.
 
-``pip install sktl[score]``, then ``python examples/score_folder.py model.sktl folder out.parquet``
+``pip install "sktl[score]"``, then ``python examples/score_folder.py MODEL FOLDER OUTPUT``
 
 The table has a row a picture: its path, the label, the probability of each class, and of a picture
 that can't be read the error in place of these.

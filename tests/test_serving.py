@@ -6,6 +6,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -121,6 +122,25 @@ def test_bad_requests_are_refused(server):
     assert httpx.post(f"{server}/predict", data={"picture": "text"}).status_code == 400
     endless = httpx.post(f"{server}/predict", content=iter([b"a"] * 9))
     assert endless.status_code == 411
+
+
+@pytest.mark.parametrize("freeze", ["all", -1])
+def test_threads_share_an_estimator_that_has_just_been_loaded(freeze, photographs, tmp_path):
+    X, y = photographs
+    settings = {"image_size": 32, "freeze": freeze, "max_epochs": 1, "cache": None}
+    sktl.PretrainedImageClassifier(**settings).fit(X, y).save(tmp_path / "model.sktl")
+    alone, shared = (sktl.load(tmp_path / "model.sktl") for _ in range(2))
+    expected = [alone.predict_proba(X[i : i + 1]) for i in range(len(X))]
+    barrier = threading.Barrier(6)
+
+    def predict(i):
+        if i < 6:
+            barrier.wait()  # so that several find the network not yet made ready
+        return shared.predict_proba(X[i : i + 1])
+
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(predict, range(len(X))))
+    np.testing.assert_array_equal(together, expected)
 
 
 # A folder ----------------------------------------------------------------------------

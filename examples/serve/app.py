@@ -1,6 +1,6 @@
 """Serve a saved classifier: a page to try it, and an address that programs send pictures to.
 
-``pip install sktl[serve]``, then ``python examples/serve/app.py model.sktl``, and in another
+``pip install "sktl[serve]"``, then ``python examples/serve/app.py model.sktl``, and in another
 terminal ``curl -F picture=@cat.jpg http://127.0.0.1:8000/predict``
 """
 
