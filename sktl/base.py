@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -35,7 +36,13 @@ from .images import (
     name_files,
     open_images,
 )
-from .persistence import InconsistentVersionWarning, Packer, to_settings, unpack
+from .persistence import (
+    InconsistentVersionWarning,
+    Packer,
+    refuse_what_needs_pickle,
+    to_settings,
+    unpack,
+)
 from .prefix import recall_stages, remember_stages
 from .saving import save
 
@@ -212,6 +219,14 @@ class ImageEstimator(BaseEstimator):
         if self.__sklearn_is_fitted__():
             state = self._store(state, pack)
         return state | {"_sktl_version": version("sktl")}
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return copyreg.__newobj__, (type(self),), self.__getstate__()  # type: ignore[attr-defined]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What skops asks for, while pickle and copy ask for `__reduce_ex__`."""
+        refuse_what_needs_pickle(self.__getstate__())
+        return self.__reduce_ex__(2)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = {name: unpack(value) for name, value in state.items()}

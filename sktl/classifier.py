@@ -996,6 +996,8 @@ class PretrainedImageClassifier(
     def _store(self, state: dict[str, Any], pack: Packer) -> dict[str, Any]:
         for name in ("net_", "device_", "precision_"):
             del state[name]
+        if "adaptation_" in state:
+            state["adaptation_"] = dict(state["adaptation_"])
         return state | {
             "history_": plain_rows(self.history_),
             "_model": store_model(self._model, self.precision, pack),
@@ -1013,6 +1015,8 @@ class PretrainedImageClassifier(
                 "_sample": _restore_sample(state.get("_sample")),
             }
             state.setdefault("skipped_", np.arange(0))  # older files lack it
+        if "adaptation_" in state:
+            state["adaptation_"] = Bunch(**state["adaptation_"])
         return state
 
 

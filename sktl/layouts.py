@@ -446,7 +446,7 @@ def _classifier_parts(state: Stored) -> tuple[Stored, Stored, Tensors]:
         attributes["skipped_"] = skipped
     if "adaptation_" in state:
         adaptation = state.pop("adaptation_")
-        attributes["adaptation_"] = adaptation | {"proportions": adaptation.proportions.tolist()}
+        attributes["adaptation_"] = adaptation | {"proportions": adaptation["proportions"].tolist()}
     plan = {name: plain(name, value) for name, value in stored["plan"].items()}
     head = stored["head"]
     widths = [int(n) for n in head["head"]] if isinstance(head["head"], tuple) else None

@@ -11,6 +11,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import fields
+from enum import Enum
 from types import FunctionType
 from typing import Any
 
@@ -374,6 +375,35 @@ def _carrier(name: str, function: Any) -> FunctionType:
     carrier.__qualname__ = f"{name}={what} (define it at the top of a module to pickle it)"
     carrier.__dict__["carried"] = function
     return carrier  # type: ignore[return-value]
+
+
+def refuse_what_needs_pickle(state: Stored) -> None:
+    """Refuse what skops would write such that it can't be read, or fail at without a word.
+
+    Parameters
+    ----------
+    state : dict
+        From `__getstate__` of an estimator, or what it holds.
+
+    Raises
+    ------
+    TypeError
+    """
+    for name, value in state.items():
+        if isinstance(value, dict):
+            refuse_what_needs_pickle(value)
+            continue
+        weighty = isinstance(value, nn.Module) and bool(named_tensors(value))
+        local = isinstance(value, FunctionType) and "carried" in value.__dict__
+        if weighty or local or isinstance(value, Enum):
+            parameter = "backbone" if name == "source" else name
+            given = unpack(value)
+            shown = getattr(given, "__name__", type(given).__name__)
+            raise TypeError(
+                f"skops can't write {parameter}={shown}. It writes names, numbers and what can be "
+                "imported: give weights by their name or path, and a function of a module in the "
+                "place of a network or a local function; or use joblib.dump."
+            )
 
 
 def unpack(value: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,11 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 Path = str | os.PathLike[str]
 
@@ -135,9 +141,12 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
     """A new file that takes the place of an old one when all has been written."""
     target = os.path.realpath(path)  # what a link points to is replaced, and not the link
     folder, name = os.path.split(target)
-    temporary = os.path.join(folder, f".{name[:100]}.{secrets.token_hex(8)}.tmp")
+    beginning = f".{name[:100]}."
+    _remove_abandoned(folder, beginning)
+    temporary = os.path.join(folder, f"{beginning}{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
+            _try_to_lock(file)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -149,6 +158,33 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
             os.unlink(temporary)
         raise
     _sync_folder(folder)
+
+
+def _remove_abandoned(folder: str, beginning: str) -> None:
+    """Remove temporary files of processes that were killed, and so have lost their locks.
+
+    An empty one stays: its process may be about to lock it.
+    """
+    pattern = re.compile(re.escape(beginning) + r"[0-9a-f]{16}\.tmp")
+    names: list[str] = []
+    with suppress(OSError):  # a folder may be one to write to and not to read
+        names = list(filter(pattern.fullmatch, os.listdir(folder)))
+    for name in names:
+        path = os.path.join(folder, name)
+        with suppress(OSError), open(path, "r+b") as file:
+            if os.fstat(file.fileno()).st_size and _try_to_lock(file):
+                os.unlink(path)
+
+
+def _try_to_lock(file: BinaryIO) -> bool:
+    """Lock a file as long as this process has it open; False where that can't be had."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _sync_folder(folder: str) -> None:

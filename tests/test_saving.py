@@ -571,51 +571,54 @@ def test_permissions_and_links_stay(fitted, saved, tmp_path):
     assert new.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-# Two estimators are written to one file by turns, by a child that is killed. The child does what
-# save does last, so that most kills hit a file that is being written.
+# A child saves two estimators to one file by turns, and is killed at a random moment.
 KILLED = """
-import os, random, signal, sys, time
+import itertools, os, random, signal, sys, time
 import torch
 torch.set_num_threads(1)
 import sktl
+from pathlib import Path
 from sklearn.datasets import load_digits
-from sktl.sealed import read_sealed, write_sealed
 
-path, rounds = sys.argv[1], int(sys.argv[2])
+path, rounds = Path(sys.argv[1]), int(sys.argv[2])
 X, y = load_digits(n_class=2, return_X_y=True)
-contents, known = [], []
+estimators, files = [], []
 for weight_decay in (1.0, 10.0):
     clf = sktl.PretrainedImageClassifier(image_size=32, weight_decay=weight_decay)
-    clf.fit(X[:40], y[:40]).save(path)
-    contents.append(read_sealed(path))
-    known.append(clf.net_.module_.head[0].weight.tolist())
+    estimators.append(clf.fit(X[:40], y[:40]))
+    start = time.perf_counter()
+    clf.save(path)
+    duration = time.perf_counter() - start
+    files.append(path.read_bytes())
+    assert (sktl.load(path).predict_proba(X[:9]) == clf.predict_proba(X[:9])).all()
+assert files[0] != files[1]
+
 random.seed(0)
-seen, cut_off = [], 0
+seen, cut_off = [1], 0
 for _ in range(rounds):
     child = os.fork()
     if not child:
         try:
-            while True:
-                write_sealed(path, *contents[0])
-                write_sealed(path, *contents[1])
+            for i in itertools.count(1 + seen[-1]):
+                estimators[i % 2].save(path)
         finally:
             os._exit(1)
-    time.sleep(random.uniform(0.0, 0.4))
+    time.sleep(random.uniform(0.0, 2 * duration))
     os.kill(child, signal.SIGKILL)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    seen.append(known.index(sktl.load(path).net_.module_.head[0].weight.tolist()))
-    for name in os.listdir(os.path.dirname(path)):
-        if name.endswith(".tmp"):
-            cut_off += 1
-            os.unlink(os.path.join(os.path.dirname(path), name))
-print("kills", rounds, "one and other", seen.count(0), seen.count(1), "cut off", cut_off)
+    cut_off += any(path.parent.glob(".*.tmp"))
+    seen.append(files.index(path.read_bytes()))
+estimators[0].save(path)
+left = [file for file in path.parent.glob(".*.tmp") if file.stat().st_size]
+assert not left, left
+print("kills", rounds, "one and other", seen[1:].count(0), seen[1:].count(1), "cut off", cut_off)
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_killed_save_leaves_the_old_or_the_new_file(path):
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(path), "20"],
+        [sys.executable, "-c", KILLED, str(path), "50"],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -623,7 +626,25 @@ def test_a_killed_save_leaves_the_old_or_the_new_file(path):
     )
     assert done.returncode == 0, done.stderr
     print(done.stdout)
-    assert done.stdout.startswith("kills 20")
+    assert done.stdout.startswith("kills 50")
+
+
+def test_what_a_killed_save_left_is_removed_and_nothing_else(fitted, saved):
+    fcntl = pytest.importorskip("fcntl")
+    beginning = f".{saved.name}."
+    names = {
+        "abandoned": f"{beginning}{'a' * 16}.tmp",
+        "being written": f"{beginning}{'b' * 16}.tmp",
+        "of another file": f".other.sktl.{'a' * 16}.tmp",
+        "of the user": f"{beginning}old.tmp",
+    }
+    for name in names.values():
+        (saved.parent / name).write_bytes(b"part")
+    with open(saved.parent / names["being written"], "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        fitted.save(saved, include_backbone=False)
+    del names["abandoned"]
+    assert sorted(os.listdir(saved.parent)) == sorted([saved.name, *names.values()])
 
 
 # Files that are bad ------------------------------------------------------------------

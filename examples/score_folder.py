@@ -1,0 +1,94 @@
+"""Classify all pictures of a folder, however many, and write a Parquet file.
+
+``pip install "sktl[score]"``, then ``python examples/score_folder.py MODEL FOLDER OUTPUT``
+
+The table has a row a picture: its path, the label, the probability of each class, and of a picture
+that can't be read the error in place of these.
+"""
+
+import argparse
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from contact_sheet import find_pictures
+
+import sktl
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="a file that clf.save has written")
+    parser.add_argument("folder", help="it and the folders below it are searched")
+    parser.add_argument("output", help="the Parquet file; it is replaced when all is done")
+    parser.add_argument("--block", type=int, default=1024, help="pictures held at a time")
+    parser.add_argument("--n-jobs", type=int, default=1, help="threads that read files")
+    arguments = parser.parse_args()
+    if arguments.block < 1:
+        parser.error("--block must be at least 1")
+
+    # Each picture is seen once, so there is nothing to remember.
+    clf = sktl.load(arguments.model).set_params(cache=None, n_jobs=arguments.n_jobs)
+    if not hasattr(clf, "predict_proba"):
+        raise SystemExit(f"{arguments.model} holds no classifier")
+    paths = find_pictures(arguments.folder)
+    schema = table_schema(clf.classes_)
+    n_errors = 0
+    with replacing(arguments.output) as file, pq.ParquetWriter(file, schema) as writer:
+        for start in range(0, len(paths), arguments.block):
+            columns = score(clf, paths[start : start + arguments.block])
+            writer.write_table(pa.table(columns, schema=schema))  # a row group
+            n_errors += sum(error is not None for error in columns[-1])
+            print(f"{min(start + arguments.block, len(paths))} of {len(paths)}", flush=True)
+    print(f"{arguments.output} has {len(paths)} rows, {n_errors} of them with an error")
+
+
+def table_schema(classes):
+    label = pa.array(classes.tolist()).type
+    probabilities = [(f"probability_{name}", pa.float32()) for name in classes]
+    return pa.schema(
+        [("path", pa.string()), ("label", label), *probabilities, ("error", pa.string())]
+    )
+
+
+def score(clf, paths):
+    """Columns of the table, for some pictures."""
+    errors = {}
+    try:
+        rows = clf.predict_proba(paths)
+    except sktl.UnreadableImagesError as error:
+        errors = dict(error.files)
+        good = [path for path in paths if path not in errors]
+        rows = clf.predict_proba(good) if good else np.empty((0, len(clf.classes_)))
+    found = np.array([path not in errors for path in paths])
+    best = np.zeros(len(paths), dtype=int)
+    best[found] = rows.argmax(axis=1)
+    probabilities = np.zeros((len(paths), len(clf.classes_)), dtype=np.float32)
+    probabilities[found] = rows
+    labels = pa.array(clf.classes_[best].tolist(), mask=~found)
+    columns = [pa.array(column, mask=~found) for column in probabilities.T]
+    return [pa.array(paths), labels, *columns, [errors.get(path) for path in paths]]
+
+
+@contextmanager
+def replacing(path):
+    """A file beside another, in whose place it goes when all has been written."""
+    target = Path(path).absolute()
+    descriptor, temporary = tempfile.mkstemp(".tmp", f".{target.name}.", target.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+if __name__ == "__main__":
+    main()
