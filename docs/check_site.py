@@ -39,7 +39,8 @@ def broken_links(site: Path) -> list[str]:
         Folder of HTML files. Links to other sites are passed over.
     """
     root = site.resolve()
-    pages = {path: _Page(path.read_text(encoding="utf-8")) for path in sorted(root.rglob("*.html"))}
+    files = sorted(p for p in root.rglob("*.html") if "_static" not in p.parts)
+    pages = {path: _Page(path.read_text(encoding="utf-8")) for path in files}
     broken = []
     for path, page in pages.items():
         for link in page.links:

@@ -1,4 +1,7 @@
-"""Settings of the documentation; ``sphinx-build -W --keep-going -n docs docs/_build/html`` makes it."""
+"""Settings of the documentation.
+
+``sphinx-build -W --keep-going -n docs docs/_build/html`` makes it.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-import PIL.Image
 from sphinx.application import Sphinx
-from sphinx_gallery.scrapers import figure_rst
 
 import sktl
 
@@ -66,24 +67,12 @@ html_theme_options = {
 }
 
 
-def draw_sheets(block, block_vars, gallery_conf):  # type: ignore[no-untyped-def]
-    """Show the picture that an example calls `sheet`, below the block that has made it."""
-    names = block_vars["example_globals"]
-    sheet = names.get("sheet")
-    if not isinstance(sheet, PIL.Image.Image) or names.get("__shown") is sheet:
-        return ""
-    names["__shown"] = sheet
-    file = next(block_vars["image_path_iterator"])
-    sheet.save(file)
-    return figure_rst([file], gallery_conf["src_dir"])
-
-
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
     "filename_pattern": r"\.py$",
-    "ignore_pattern": r"(contact_sheet|pictures)\.py$",
-    "image_scrapers": ("matplotlib", draw_sheets),
+    "ignore_pattern": r"(^|[\\/])(contact_sheet|pictures)\.py$",
+    "image_scrapers": ("matplotlib", "sheets.draw_sheets"),
     "within_subsection_order": "site_pages.gallery_order",
     "backreferences_dir": "gallery/backreferences",
     "doc_module": ("sktl",),
@@ -97,15 +86,15 @@ sphinx_gallery_conf = {
 
 
 def plain_roles(app, what, name, obj, options, lines):  # type: ignore[no-untyped-def]
-    """What is inherited from other packages refers to pages that only their sites have."""
+    """Take links out of what is inherited from other packages: only their sites have the pages."""
     module = getattr(obj, "__module__", None) or ""
     if not module.startswith("sktl"):
-        role = re.compile(r":(?:py:)?(?:class|func|meth|mod|ref|term|attr):`~?([^`<]*?)( <[^`]*>)?`")
+        role = re.compile(r":(?:class|func|meth|mod|ref|term|attr):`~?([^`<]*?)( <[^`]*>)?`")
         lines[:] = [role.sub(r"\1", line) for line in lines]
 
 
 def setup(app: Sphinx) -> None:
-    """Hook in what Sphinx calls while it builds."""
+    """Register what Sphinx is to call while it builds."""
     write_generated_pages(DOCS)
     app.connect("source-read", lambda _, page, text: rewrite_links(page, text))
     app.connect("autodoc-process-docstring", plain_roles, priority=400)

@@ -1,4 +1,4 @@
-"""Pages that are made of files outside this folder, and links that hold on the site as on GitHub."""
+"""Pages made of files outside this folder, and links that hold on the site as in the repository."""
 
 from __future__ import annotations
 
@@ -18,15 +18,32 @@ PUBLISHED = {
     "CHANGELOG.md": "generated/changelog.md",
 }
 # The guide's pages in the order in which they are read; others follow by name.
-GUIDE = (
-    "start inputs backbones fine-tuning training transfer speed saving images clusters reliability "
-    "scikit-learn coming-from"
-).split()
+GUIDE = [
+    "start",
+    "inputs",
+    "backbones",
+    "fine-tuning",
+    "training",
+    "transfer",
+    "speed",
+    "saving",
+    "images",
+    "clusters",
+    "reliability",
+    "scikit-learn",
+    "coming-from",
+]
 NOT_IN_GUIDE = {"index", "guide"}
-EXAMPLES = (
-    "quickstart image_folder nearest_pictures group_pictures find_mislabelled few_labels "
-    "other_source from_keras"
-).split()
+EXAMPLES = [
+    "quickstart",
+    "image_folder",
+    "nearest_pictures",
+    "group_pictures",
+    "find_mislabelled",
+    "few_labels",
+    "other_source",
+    "from_keras",
+]
 # sktl's modules in the order in which data flows, in groups.
 MODULES = {
     "Images: from what X is to uint8 pixels": "decoding images datasets",

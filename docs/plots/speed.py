@@ -25,14 +25,15 @@ WIDTH, ROW, LEFT, BAR = 720, 52, 16, 560
 
 def ratios() -> dict[str, float]:
     """How many times longer each takes, by the keys of `ROWS`."""
-    lines = [line.split("|")[1:-1] for line in TABLE.read_text().splitlines() if line[:2] == "| "]
+    lines = [line for line in TABLE.read_text(encoding="utf-8").splitlines() if line[:2] == "| "]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     found = {}
     for name, (question, _) in ROWS.items():
         peer = name.split()[0]
-        for cells in lines:
-            ratio = re.match(r" ([\d.,]+) times faster", cells[4])
-            if ratio and cells[0].strip().startswith(question) and cells[3].strip().startswith(peer):
-                found[name] = float(ratio[1].replace(",", ""))
+        for asked, _, _, beside, ratio, *_ in rows:
+            times = re.match(r"([\d.,]+) times faster", ratio)
+            if times and asked.startswith(question) and beside.startswith(peer):
+                found[name] = float(times[1].replace(",", ""))
                 break
     return found
 
