@@ -46,21 +46,21 @@ EXAMPLES = [
 ]
 # sktl's modules in the order in which data flows, in groups.
 MODULES = {
-    "Images: from what X is to uint8 pixels": "decoding images datasets",
-    "Preprocessing: from pixels to what a network was trained on": "preprocessing augmentation",
-    "Backbones: networks, their weights, and where they can be cut": (
+    "Images: From what X is to uint8 pixels.": "decoding images datasets",
+    "Preprocessing: From pixels to what a network was trained on.": "preprocessing augmentation",
+    "Backbones: Networks, their weights, and where they can be cut.": (
         "backbones.efficientnet_lite backbones.registry backbones.weights backbones.graph "
         "backbones.stages backbones.split backbones"
     ),
-    "Frozen prefix and cache: each image once": "hardware inference cache prefix",
-    "Suffix and head: from features to logits": (
+    "Frozen prefix and cache: Each image once.": "hardware inference cache prefix",
+    "Suffix and head: From features to logits.": (
         "heads logistic optimization batches net training model progress alignment adaptation "
         "fitting"
     ),
-    "Files: what a fitted estimator is on the disk": (
+    "Files: What a fitted estimator is on the disk.": (
         "persistence sealed expectations layouts saving"
     ),
-    "Estimators: scikit-learn's face": "base features classifier",
+    "Estimators: Scikit-learn's face.": "base features classifier",
 }
 
 _LINK = re.compile(r"\[([^\]]+)\]\((?!https?:|#)([^)\s#]+)(#[^)\s]*)?\)")
@@ -94,7 +94,8 @@ def _group(title: str) -> str:
         f"**{name}**\n\n```{{eval-rst}}\n.. automodule:: sktl.{name}\n```"
         for name in MODULES[title].split()
     )
-    return f"## {title}\n\n{modules}\n"
+    heading, purpose = title.split(": ")
+    return f"## {heading}\n\n{purpose}\n\n{modules}\n"
 
 
 def relink(text: str, source: str, page: str) -> str:

@@ -12,7 +12,6 @@ crops of ten photographs.
 # A quarter of the pictures is set aside for the test. Of the others, five a class keep their label.
 
 import sys
-from pathlib import Path
 
 import numpy as np
 from contact_sheet import save_sheet
@@ -36,11 +35,9 @@ known = np.concatenate([np.flatnonzero(y_train == label)[:LABELS] for label in n
 partly = np.full_like(y_train, UNKNOWN)
 partly[known] = y_train[known]
 print(f"{len(train)} pictures to learn from, {len(known)} of them with a label")
-rows = [
-    (name, [(train[i], Path(train[i]).stem) for i in known if y_train[i] == label])
-    for label, name in enumerate(pictures.target_names)
-]
-sheet = save_sheet("labelled", rows)
+one_each = [known[np.flatnonzero(y_train[known] == label)[0]] for label in np.unique(y_train)]
+tiles = [(train[i], pictures.target_names[y_train[i]]) for i in one_each]
+sheet = save_sheet("labelled", [("one of the labelled pictures of each class", tiles)])
 
 # %%
 # First the labelled pictures alone. Then :meth:`~sktl.PretrainedImageClassifier.adapt` makes use of

@@ -12,7 +12,6 @@ pictures are crops of ten photographs, of which ten are moved to a wrong folder 
 # A picture of each kind goes into the folder of the next, where it is to be found again.
 
 import sys
-from pathlib import Path
 
 import numpy as np
 from contact_sheet import save_sheet
@@ -44,13 +43,10 @@ doubtful = [i for i in np.argsort(own) if own[i] < 0.1]
 # Where its own label has little probability, a picture is worth a look.
 
 print(f"{len(doubtful)} of {len(labels)} pictures look as if they were of another class:")
-rows = []
+tiles = []
 for i in doubtful:
     guess = names[probabilities[i].argmax()]
     print(f"  {own[i]:.3f}  {pictures.data[i]}  rather {guess}")
-for label in np.unique(labels[doubtful]):
-    guesses = [(i, names[probabilities[i].argmax()]) for i in doubtful if labels[i] == label]
-    tiles = [(Path(pictures.data[i]), f"{guess}?") for i, guess in guesses]
-    rows.append((f"in {names[label]}", tiles))
-if rows:
-    sheet = save_sheet("doubtful", rows)
+    tiles.append((pictures.data[i], f"{names[labels[i]]}: {guess}?"))
+if tiles:
+    sheet = save_sheet("doubtful", [("folder, and what it looks like", tiles)])

@@ -32,6 +32,7 @@ network is the one that comes with sktl.
 
 import sys
 
+from contact_sheet import save_sheet
 from pictures import folder_of_pictures
 from sklearn.model_selection import train_test_split
 
@@ -63,3 +64,9 @@ clf.fit(train, y_train)
 for row in clf.history_:
     print(f"epoch {row['epoch']:2}  loss {row['train_loss']:.3f}  {row['seconds']:.1f} s")
 print(f"accuracy on {len(test)} held-out pictures: {clf.score(test, y_test):.3f}")
+
+# %%
+# Some of the held-out pictures, with what they are taken for:
+
+tiles = list(zip(test[:8], clf.predict(test[:8]), strict=True))
+sheet = save_sheet("predicted", [("held out", tiles)])

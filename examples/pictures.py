@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SIDE = 64  # of a crop, in pixels
+SIDE = 32  # of a crop, in pixels
 _folders = []  # deleted when Python ends
 
 

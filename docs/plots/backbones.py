@@ -13,22 +13,27 @@ _, rows = read_backbones()
 best = sorted(front(rows), key=[row["backbone"] for row in rows].index)
 places = {row["backbone"]: (float(row["relative"]), float(row["top1"])) for row in rows}
 
-figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-axes.scatter(*zip(*places.values(), strict=True), s=14, color="0.6")
-line = sorted(places[name] for name in best)
-axes.plot(*zip(*line, strict=True), "o-", markersize=5, color="tab:blue")
-for name in best:
-    if name != "efficientnet_lite0":
-        axes.annotate(name, places[name], (4, 5), textcoords="offset points", fontsize=8)
+figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
+axes.scatter(*zip(*places.values(), strict=True), s=12, color="0.65")
+line = sorted((places[name], name) for name in best)
+axes.plot(*zip(*(place for place, _ in line), strict=True), "o-", markersize=5, color="tab:blue")
+axes.set(xscale="log", xlabel="speed, relative to efficientnet_lite0", ylabel="ImageNet top-1, %")
+axes.set_xlim(right=40)
+axes.grid(alpha=0.3)
+
+# Where points lie close to each other, the first name stands for those beside it.
+above = float("inf")
+for (_, accuracy), name in line:
+    if above - accuracy > 1:
+        axes.annotate(name, places[name], (6, 4), textcoords="offset points", fontsize=9)
+        above = accuracy
 axes.plot(*places["efficientnet_lite0"], "o", markersize=8, color="tab:orange")
 axes.annotate(
     "efficientnet_lite0",
     places["efficientnet_lite0"],
-    (-6, -14),
+    (-8, -14),
     textcoords="offset points",
-    fontsize=8,
+    fontsize=9,
     ha="right",
     color="tab:orange",
 )
-axes.set(xscale="log", xlabel="speed, relative to efficientnet_lite0", ylabel="ImageNet top-1, %")
-axes.grid(alpha=0.3)

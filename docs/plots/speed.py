@@ -20,7 +20,7 @@ ROWS = {
     "skorch search": ("search, freeze", "a search over what to freeze"),
     "skorch predict": ("predict 1,000", "predictions for 1,000 images"),
 }
-WIDTH, ROW, LEFT, BAR = 720, 52, 16, 560
+WIDTH, ROW, LEFT, BAR = 480, 52, 8, 410
 
 
 def ratios() -> dict[str, float]:
