@@ -17,7 +17,7 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 sys.path.insert(0, str(DOCS))
 
-from site_pages import rewrite_links, write_generated_pages  # noqa: E402
+from site_pages import NOT_EXAMPLES, rewrite_links, write_generated_pages  # noqa: E402
 
 project = "sktl"
 author = "The sktl developers"
@@ -72,7 +72,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
     "filename_pattern": r"\.py$",
-    "ignore_pattern": r"(^|[\\/])(contact_sheet|pictures)\.py$",
+    "ignore_pattern": rf"(^|[\\/])({'|'.join(map(re.escape, NOT_EXAMPLES))})$",
     "image_scrapers": ("matplotlib", "sheets.draw_sheets"),
     "within_subsection_order": "site_pages.gallery_order",
     "backreferences_dir": "gallery/backreferences",

@@ -44,6 +44,7 @@ EXAMPLES = [
     "other_source",
     "from_keras",
 ]
+NOT_EXAMPLES = {"contact_sheet.py", "pictures.py"}  # others draw with these
 # sktl's modules in the order in which data flows, in groups.
 MODULES = {
     "Images: From what X is to uint8 pixels.": "decoding images datasets",
@@ -128,7 +129,7 @@ def _place(path: PurePosixPath) -> str | None:
     """Where the site shows a file of the repository."""
     if str(path) in PUBLISHED:
         return PUBLISHED[str(path)]
-    if path.parent.name == "examples" and path.stem in EXAMPLES:
+    if path.parent.name == "examples" and path.name not in NOT_EXAMPLES:
         return f"gallery/{path.stem}.rst"
     if path.parts[0] == "docs" and path.suffix == ".md":
         return str(path.relative_to("docs"))

@@ -45,14 +45,24 @@ def folder(tmp_path, monkeypatch, save_photographs):
     return tmp_path
 
 
-def test_start_here_runs(folder, capsys):
+def run(page, capsys):
+    """Run a page's code, and give the lines that it prints."""
     names = {}
-    for block in python_in((DOCS / "start.md").read_text()):
-        exec(compile(block, "start.md", "exec"), names)
-    printed = capsys.readouterr().out.splitlines()
+    for block in python_in((DOCS / page).read_text()):
+        exec(compile(block, page, "exec"), names)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_start_here_runs(folder, capsys):
+    printed = run("start.md", capsys)
     assert float(printed[0]) > 0.8
     assert "freeze" in printed[1]
     assert printed[-1] == "['kind0' 'kind0' 'kind0']"
+
+
+def test_pipeline_runs(capsys):
+    (score,) = run("scikit-learn.md", capsys)
+    assert float(score) > 0.8
 
 
 def halves(title):
