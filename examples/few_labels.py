@@ -1,11 +1,21 @@
-"""Learn from five labelled pictures a class, and from all the others without their labels.
-
-``python examples/few_labels.py path/to/pictures``
 """
+Few labels, many pictures
+=========================
+
+Learn from five labelled pictures a class, and from all the others without their labels.
+
+``python examples/few_labels.py [path/to/pictures]``; without a folder of your own, the pictures are
+crops of ten photographs.
+"""
+
+# %%
+# A quarter of the pictures is set aside for the test. Of the others, five a class keep their label.
 
 import sys
 
 import numpy as np
+from contact_sheet import save_sheet
+from pictures import folder_of_pictures
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
@@ -17,9 +27,7 @@ from sktl import PretrainedImageClassifier, PretrainedImageFeatures, load_image_
 LABELS = 5
 UNKNOWN = -1  # scikit-learn's label of samples that have none
 
-if len(sys.argv) != 2:
-    raise SystemExit(__doc__)
-pictures = load_image_folder(sys.argv[1])
+pictures = load_image_folder(folder_of_pictures(sys.argv[1:]))
 train, test, y_train, y_test = train_test_split(
     pictures.data, pictures.target, stratify=pictures.target, random_state=0
 )
@@ -27,21 +35,28 @@ known = np.concatenate([np.flatnonzero(y_train == label)[:LABELS] for label in n
 partly = np.full_like(y_train, UNKNOWN)
 partly[known] = y_train[known]
 print(f"{len(train)} pictures to learn from, {len(known)} of them with a label")
+one_each = [known[np.flatnonzero(y_train[known] == label)[0]] for label in np.unique(y_train)]
+tiles = [(train[i], pictures.target_names[y_train[i]]) for i in one_each]
+sheet = save_sheet("labelled", [("one of the labelled pictures of each class", tiles)])
+
+# %%
+# First the labelled pictures alone. Then :meth:`~sktl.PretrainedImageClassifier.adapt` makes use of
+# the others: it looks for another source of the same classes, which here is the same one.
 
 clf = PretrainedImageClassifier(n_jobs=2).fit(train[known], y_train[known])
 print(f"labelled pictures alone:  {clf.score(test, y_test):.3f}")
-
-# Adapting knows no classes either; here the other source is the same one.
 adapted = clf.adapt(train)
 print(f"adapt to the others:      {adapted.score(test, y_test):.3f}")
 
-# These estimators take rows, so the frozen network turns the pictures into features first. Of unit
-# length, neighbours are those in the same direction.
+# %%
+# scikit-learn's own estimators for this take rows, so the frozen network turns the pictures into
+# features first. Of unit length, neighbours are those in the same direction.
+
 features = make_pipeline(PretrainedImageFeatures(n_jobs=2), Normalizer()).fit(train)
-rows, test_rows = features.transform(train), features.transform(test)
+train_rows, test_rows = features.transform(train), features.transform(test)
 for name, estimator in {
     "SelfTrainingClassifier:": SelfTrainingClassifier(LogisticRegression(C=100, max_iter=1000)),
     "LabelSpreading:": LabelSpreading(kernel="rbf", gamma=20),
 }.items():
-    accuracy = estimator.fit(rows, partly).score(test_rows, y_test)
+    accuracy = estimator.fit(train_rows, partly).score(test_rows, y_test)
     print(f"{name:<25} {accuracy:.3f}")

@@ -1,38 +1,52 @@
-"""Find pictures that may lie in the wrong folder, of a folder with one sub-folder a class.
+"""
+Pictures in the wrong folder
+============================
 
-``python examples/find_mislabelled.py path/to/pictures``
+Find pictures that may be mislabelled, in a folder with one sub-folder a class.
+
+``python examples/find_mislabelled.py [path/to/pictures]``; without a folder of your own, the
+pictures are crops of ten photographs, of which ten are moved to a wrong folder first.
 """
 
+# %%
+# A picture of each kind goes into the folder of the next, where it is to be found again.
+
 import sys
-import tempfile
-from pathlib import Path
 
 import numpy as np
 from contact_sheet import save_sheet
+from pictures import folder_of_pictures
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from sktl import PretrainedImageClassifier, load_image_folder
 
-if len(sys.argv) != 2:
-    raise SystemExit(__doc__)
-pictures = load_image_folder(sys.argv[1])
+folder = folder_of_pictures(sys.argv[1:])
+if not sys.argv[1:]:
+    kinds = sorted(folder.iterdir())
+    for kind, wrong in zip(kinds, kinds[1:] + kinds[:1], strict=True):
+        picture = kind / f"{kind.name}00.png"
+        picture.rename(wrong / picture.name)
+pictures = load_image_folder(folder)
 names, labels = pictures.target_names, pictures.target
 
-# Each picture is judged by a classifier that hasn't seen it. Its features are computed once.
+# %%
+# Each picture is judged by a classifier that hasn't seen it. Its features are computed once, for
+# all folds. A strong penalty keeps the classifier from being sure of what it can't know.
+
 folds = StratifiedKFold(min(5, np.bincount(labels).min()), shuffle=True, random_state=0)
-# A strong penalty keeps it from being sure of what it can't know.
 clf = PretrainedImageClassifier(weight_decay=2e-2, random_state=0, n_jobs=2)
 probabilities = cross_val_predict(clf, pictures.data, labels, cv=folds, method="predict_proba")
 own = probabilities[np.arange(len(labels)), labels]
 doubtful = [i for i in np.argsort(own) if own[i] < 0.1]
 
+# %%
+# Where its own label has little probability, a picture is worth a look.
+
 print(f"{len(doubtful)} of {len(labels)} pictures look as if they were of another class:")
+tiles = []
 for i in doubtful:
     guess = names[probabilities[i].argmax()]
     print(f"  {own[i]:.3f}  {pictures.data[i]}  rather {guess}")
-if doubtful:
-    rows = []
-    for label in np.unique(labels[doubtful]):
-        guesses = [(i, names[probabilities[i].argmax()]) for i in doubtful if labels[i] == label]
-        rows.append((f"in {names[label]}", [(pictures.data[i], f"{g}?") for i, g in guesses]))
-    save_sheet(Path(tempfile.mkdtemp(prefix="sktl-doubtful-")) / "doubtful.png", rows)
+    tiles.append((pictures.data[i], f"{names[labels[i]]}: {guess}?"))
+if tiles:
+    sheet = save_sheet("doubtful", [("folder, and what it looks like", tiles)])

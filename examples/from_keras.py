@@ -1,6 +1,9 @@
-"""The classic Keras transfer-learning recipe, and the same in sktl.
+"""
+The classic Keras recipe
+========================
 
-VGG-16 without its classifier, its last map flattened, one hidden layer of 1,024 units, Adam.
+A network without its classifier, its last map flattened, one hidden layer of 1,024 units, Adam.
+
 The Keras script, for comparison (it is not run here)::
 
     base = keras.applications.VGG16(include_top=False, input_shape=(224, 224, 3))
@@ -15,31 +18,38 @@ The Keras script, for comparison (it is not run here)::
     model.fit(keras.applications.vgg16.preprocess_input(images), labels, epochs=10, batch_size=32)
     model.predict(keras.applications.vgg16.preprocess_input(new_images)).argmax(axis=1)
 
-Keras runs VGG-16 over all images in each of the ten epochs; sktl runs it once. Preparing the
-images belongs to the weights, so there is no `preprocess_input` to forget, and labels may be
+Keras runs the network over all images in each of the ten epochs; sktl runs it once. Preparing the
+images belongs to the weights, so there is no ``preprocess_input`` to forget, and labels may be
 strings.
 
-``python examples/from_keras.py path/to/pictures`` downloads VGG-16's weights (528 MB) once;
-``python examples/from_keras.py path/to/pictures mobilenet.pth mobilenet_v2`` takes a state dict
-and another network.
+``python examples/from_keras.py [path/to/pictures [backbone [weights]]]``: with ``vgg16`` as the
+backbone, its weights (528 MB) are downloaded once; ``mobilenet_v2 mobilenet.pth`` takes another
+network and a state dict. Without arguments, the pictures are crops of ten photographs, and the
+network is the one that comes with sktl.
 """
+
+# %%
 
 import sys
 
+from contact_sheet import save_sheet
+from pictures import folder_of_pictures
 from sklearn.model_selection import train_test_split
 
 from sktl import PretrainedImageClassifier, load_image_folder
 
-if not 2 <= len(sys.argv) <= 4:
-    raise SystemExit(__doc__)
-folder, weights, backbone = (*sys.argv[1:], *("DEFAULT", "vgg16")[len(sys.argv) - 2 :])
-pictures = load_image_folder(folder)
+backbone, weights = (*sys.argv[2:], *("efficientnet_lite0", "DEFAULT")[len(sys.argv[2:]) :])
+pictures = load_image_folder(folder_of_pictures(sys.argv[1:]))
 train, test, y_train, y_test = train_test_split(
     pictures.data,
     pictures.target_names[pictures.target],
     stratify=pictures.target,
     random_state=0,
 )
+
+# %%
+# The same recipe, as parameters:
+
 clf = PretrainedImageClassifier(
     backbone,
     weights=weights,
@@ -54,3 +64,9 @@ clf.fit(train, y_train)
 for row in clf.history_:
     print(f"epoch {row['epoch']:2}  loss {row['train_loss']:.3f}  {row['seconds']:.1f} s")
 print(f"accuracy on {len(test)} held-out pictures: {clf.score(test, y_test):.3f}")
+
+# %%
+# Some of the held-out pictures, with what they are taken for:
+
+tiles = list(zip(test[:8], clf.predict(test[:8]), strict=True))
+sheet = save_sheet("predicted", [("held out", tiles)])

@@ -197,7 +197,7 @@ class PretrainedImageClassifier(
     classes_ : ndarray of shape (n_classes,)
     n_features_in_ : int
         Width of X, where it is two-dimensional.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Column names of X, where it has such.
     net_ : skorch.NeuralNetClassifier
         The suffix and head; its X are features at the freeze depth.

@@ -66,7 +66,7 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
     ----------
     n_features_in_ : int
         Width of X, where it is two-dimensional.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Column names of X, where it has such.
     stages_ : list of str
         Names of the backbone's stages in forward order.

@@ -1,0 +1,187 @@
+"""Pages made of files outside this folder, and links that hold on the site as in the repository."""
+
+from __future__ import annotations
+
+import csv
+import re
+from os.path import normpath, relpath
+from pathlib import Path, PurePosixPath
+
+ROOT = Path(__file__).parents[1]
+BACKBONES = ROOT / "benchmarks" / "backbones.csv"
+
+# Files of the repository that are pages of the site, too.
+PUBLISHED = {
+    "benchmarks/README.md": "generated/benchmarks.md",
+    "benchmarks/accuracy/README.md": "generated/accuracy.md",
+    "benchmarks/transfer/README.md": "generated/transfer.md",
+    "CHANGELOG.md": "generated/changelog.md",
+}
+# The guide's pages in the order in which they are read; others follow by name.
+GUIDE = [
+    "start",
+    "images",
+    "backbones",
+    "fine-tuning",
+    "training",
+    "transfer",
+    "speed",
+    "saving",
+    "clusters",
+    "reliability",
+    "scikit-learn",
+    "coming-from",
+]
+NOT_IN_GUIDE = {"index", "guide"}
+EXAMPLES = [
+    "quickstart",
+    "image_folder",
+    "nearest_pictures",
+    "group_pictures",
+    "find_mislabelled",
+    "few_labels",
+    "other_source",
+    "from_keras",
+]
+# Others draw with the first two; the last one is a program that takes a model file.
+NOT_EXAMPLES = {"contact_sheet.py", "pictures.py", "score_folder.py"}
+# sktl's modules in the order in which data flows, in groups.
+MODULES = {
+    "Images: From what X is to uint8 pixels.": "decoding images datasets",
+    "Preprocessing: From pixels to what a network was trained on.": "preprocessing augmentation",
+    "Backbones: Networks, their weights, and where they can be cut.": (
+        "backbones.efficientnet_lite backbones.registry backbones.weights backbones.graph "
+        "backbones.stages backbones.split backbones"
+    ),
+    "Frozen prefix and cache: Each image once.": "hardware fusion inference cache prefix",
+    "Suffix and head: From features to logits.": (
+        "heads logistic optimization batches net training model progress alignment adaptation "
+        "fitting"
+    ),
+    "Files: What a fitted estimator is on the disk.": (
+        "persistence sealed expectations layouts saving"
+    ),
+    "Estimators: Scikit-learn's face.": "base features classifier",
+}
+
+_LINK = re.compile(r"\[([^\]]+)\]\((?!https?:|#)([^)\s#]+)(#[^)\s]*)?\)")
+
+
+def gallery_order(file: str) -> tuple[int, str]:
+    """Sort key of an example: those named above first."""
+    name = Path(file).stem
+    return (EXAMPLES.index(name) if name in EXAMPLES else len(EXAMPLES), name)
+
+
+def guide_pages() -> list[str]:
+    """Names of the guide's pages in their order."""
+    there = {path.stem for path in (ROOT / "docs").glob("*.md")} - NOT_IN_GUIDE
+    return [name for name in GUIDE if name in there] + sorted(there.difference(GUIDE))
+
+
+def rewrite_links(page: str, text: list[str]) -> None:
+    """Change a page's text in place, as Sphinx's event asks for."""
+    if page == "guide":
+        text[0] = text[0].replace("PAGES", "\n".join(guide_pages()))
+    if page == "development/code":
+        text[0] = text[0].replace("MODULES", "\n".join(map(_group, MODULES)))
+    if not page.startswith(("generated/", "gallery/")):
+        text[0] = relink(text[0], f"docs/{page}.md", f"{page}.md")
+
+
+def _group(title: str) -> str:
+    """Make a section of the first lines of its modules."""
+    modules = "\n\n".join(
+        f"**{name}**\n\n```{{eval-rst}}\n.. automodule:: sktl.{name}\n```"
+        for name in MODULES[title].split()
+    )
+    heading, purpose = title.split(": ")
+    return f"## {heading}\n\n{purpose}\n\n{modules}\n"
+
+
+def relink(text: str, source: str, page: str) -> str:
+    """Point links to files of the repository at the pages that the site makes of them.
+
+    Parameters
+    ----------
+    text : str
+        Markdown.
+    source : str
+        Path of its file in the repository, to which its links are relative.
+    page : str
+        Path of the page in the documentation's folder.
+    """
+
+    def replace(link: re.Match[str]) -> str:
+        label, target, anchor = link[1], link[2], link[3] or ""
+        path = normpath(PurePosixPath(source).parent / target)
+        if not (ROOT / path).exists():
+            return link[0]
+        on_site = _place(PurePosixPath(path))
+        if on_site is None:
+            return label if "`" in label else f"`{path}`"
+        return f"[{label}]({relpath(on_site, PurePosixPath(page).parent)}{anchor})"
+
+    return _LINK.sub(replace, text)
+
+
+def _place(path: PurePosixPath) -> str | None:
+    """Where the site shows a file of the repository."""
+    if str(path) in PUBLISHED:
+        return PUBLISHED[str(path)]
+    if path.parent.name == "examples" and path.name not in NOT_EXAMPLES:
+        return f"gallery/{path.stem}.rst"
+    if path.parts[0] == "docs" and path.suffix == ".md":
+        return str(path.relative_to("docs"))
+    return None
+
+
+def write_generated_pages(docs: Path) -> None:
+    """Write the pages of files elsewhere, and the table of backbones."""
+    for source, page in PUBLISHED.items():
+        text = (ROOT / source).read_text(encoding="utf-8")
+        _write(docs / page, relink(text, source, page))
+    _write(docs / "generated" / "backbones-table.md", backbone_table())
+
+
+def _write(file: Path, text: str) -> None:
+    """Leave a file as it is that says the same, so that Sphinx needn't read it again."""
+    file.parent.mkdir(exist_ok=True)
+    if not file.is_file() or file.read_text(encoding="utf-8") != text:
+        file.write_text(text, encoding="utf-8")
+
+
+def read_backbones() -> tuple[str, list[dict[str, str]]]:
+    """Read what `benchmarks/backbones.py` has measured: the machine, and a row a network."""
+    machine, *lines = BACKBONES.read_text(encoding="utf-8").splitlines()
+    return machine.removeprefix("# "), list(csv.DictReader(lines))
+
+
+def front(rows: list[dict[str, str]]) -> set[str]:
+    """Names of the backbones that no other is both faster and more accurate than."""
+    best, names = 0.0, set()
+    for row in sorted(rows, key=lambda row: (-float(row["relative"]), -float(row["top1"]))):
+        if float(row["top1"]) > best:
+            best = float(row["top1"])
+            names.add(row["backbone"])
+    return names
+
+
+def backbone_table() -> str:
+    """Make the table in Markdown, fastest first."""
+    machine, rows = read_backbones()
+    chosen = front(rows)
+    lines = [
+        "| Backbone | Speed | Top-1, % | Parameters, M | File, MB | Image size |",
+        "| --- | --: | --: | --: | --: | --: |",
+    ]
+    for row in sorted(rows, key=lambda row: -float(row["relative"])):
+        name = f"`{row['backbone']}`"
+        if row["backbone"] in chosen:
+            name = f"**{name}**"
+        lines.append(
+            f"| {name} | {float(row['relative']):.3g} | {float(row['top1']):.1f} "
+            f"| {int(row['parameters']) / 1e6:.1f} | {float(row['megabytes']):.0f} "
+            f"| {row['image_size']} |"
+        )
+    return "\n".join([*lines, "", f"Measured with one thread on: {machine}.", ""])

@@ -1,0 +1,214 @@
+"""The documentation's code runs, and its lists are complete."""
+
+import ast
+import importlib
+import re
+import sys
+import urllib.parse
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from sklearn.base import is_classifier
+
+import sktl
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules_of_docs():
+    """What builds the site can be imported."""
+    paths = [str(DOCS), str(DOCS / "plots")]
+    sys.path[:0] = paths
+    yield
+    for path in paths:
+        sys.path.remove(path)
+
+
+def python_in(text):
+    return re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, save_photographs):
+    """Where a page's code runs, with the pictures that it speaks of."""
+    save_photographs(tmp_path / "path" / "to" / "pictures")
+    pictures = save_photographs(tmp_path / "pictures")
+    (pictures / "kind0").rename(pictures / "cat")
+    (pictures / "kind1").rename(pictures / "dog")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(page, capsys):
+    """Run a page's code, and give the lines that it prints."""
+    names = {}
+    for block in python_in((DOCS / page).read_text()):
+        exec(compile(block, page, "exec"), names)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_start_here_runs(folder, capsys):
+    printed = run("start.md", capsys)
+    assert float(printed[0]) > 0.8
+    assert "freeze" in printed[1]
+    assert printed[-1] == "['kind0' 'kind0' 'kind0']"
+
+
+def test_pipeline_runs(capsys):
+    (score,) = run("scikit-learn.md", capsys)
+    assert float(score) > 0.8
+
+
+def halves(title):
+    """The code of the cards of docs/coming-from.md with this title, or with any other."""
+    cards = re.findall(
+        r"^::::\{grid-item-card\} (.*?)\n(.*?)^::::$",
+        (DOCS / "coming-from.md").read_text(),
+        flags=re.MULTILINE | re.DOTALL,
+    )
+    assert len(cards) == 8
+    return [block for name, card in cards if (name == "sktl") is title for block in python_in(card)]
+
+
+@pytest.fixture
+def downloaded(tmp_path, monkeypatch):
+    """Random weights where torchvision keeps what it has downloaded."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    files = tmp_path / "torch" / "hub" / "checkpoints"
+    files.mkdir(parents=True)
+    for name in ("resnet18", "mobilenet_v2"):
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        file = Path(urllib.parse.urlsplit(weights.url).path).name
+        torch.manual_seed(0)
+        torch.save(torchvision.models.get_model(name).state_dict(), files / file)
+
+
+def test_sktl_halves_run(folder, downloaded, one_thread):
+    images = [np.asarray(Image.open(file)) for file in sorted(folder.glob("pictures/*/*.jpg"))]
+    labels = ["cat"] * 6 + ["dog"] * 6
+    for i, block in enumerate(halves(True)):
+        names = {"images": images, "new_images": images[:2], "labels": labels}
+        names["pil_images"] = [Image.fromarray(image) for image in images]
+        # The file that is to be predicted is one of those that are here.
+        block = block.replace("cat/1.jpg", "cat/0.jpg")
+        exec(compile(block, f"coming-from.md, {i}", "exec"), names)
+        assert is_classifier(names["clf"])
+        assert set(names["clf"].predict(images)) <= {"cat", "dog"}
+    assert names["clf"].freeze_ == len(names["clf"].stages_) - 1
+
+
+def test_other_halves_are_python():
+    others = halves(False)
+    assert len(others) == 4
+    for block in others:
+        ast.parse(block)
+
+
+def test_public_names_are_in_the_reference():
+    text = (DOCS / "api" / "index.md").read_text()
+    assert sorted(re.findall(r"^   (\w+)$", text, flags=re.MULTILINE)) == sorted(sktl.__all__)
+
+
+def public_things():
+    """Public names, and the public methods of the estimators among them."""
+    for name in sktl.__all__:
+        thing = getattr(sktl, name)
+        yield name, thing
+        if hasattr(thing, "fit"):
+            methods = [m for m in dir(thing) if not m.startswith("_")]
+            yield from ((f"{name}.{method}", getattr(thing, method)) for method in methods)
+
+
+def test_public_things_are_documented():
+    things = dict(public_things())
+    assert "PretrainedImageClassifier.adapt" in things
+    assert [name for name, thing in things.items() if not thing.__doc__] == []
+
+
+def imports_of(path, name):
+    """Names of sktl's modules that a module imports."""
+    package = name.split(".") if path.stem == "__init__" else name.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            parts = [[node.module]] if node.module else [[alias.name] for alias in node.names]
+            yield from (".".join(base + part) for part in parts)
+
+
+def test_modules_are_laid_out_in_order():
+    modules = importlib.import_module("site_pages").MODULES
+    order = " ".join(modules.values()).split()
+    files = {}
+    for path in (ROOT / "sktl").rglob("*.py"):
+        parts = path.relative_to(ROOT / "sktl").with_suffix("").parts
+        files[".".join(parts).removesuffix(".__init__")] = path
+    del files["__init__"]
+    assert sorted(order) == sorted(files)
+    for i, name in enumerate(order):
+        assert set(imports_of(files[name], name)) & set(order) <= set(order[:i]), name
+
+
+def test_papers_are_listed():
+    listed = set(re.findall(r"\d{4}\.\d{5}", (DOCS / "development" / "papers.md").read_text()))
+    sources = [*(ROOT / "sktl").rglob("*.py"), *DOCS.glob("*.md"), ROOT / "README.md"]
+    cited = set()
+    for path in sources:
+        cited |= set(re.findall(r"arXiv[: ](\d{4}\.\d{5})", path.read_text()))
+    assert len(cited) > 10
+    assert cited <= listed
+
+
+def test_picture_of_the_readme_shows_the_table():
+    speed = importlib.import_module("speed")
+    ratios = speed.ratios()
+    assert list(ratios) == list(speed.ROWS)
+    assert speed.draw(ratios) == (DOCS / "_static" / "speed.svg").read_text()
+
+
+def test_table_of_backbones_is_complete():
+    site_pages = importlib.import_module("site_pages")
+    machine, rows = site_pages.read_backbones()
+    assert "torch" in machine
+    assert [row["backbone"] for row in rows] == sktl.list_backbones()
+    for row in rows[1:]:
+        weights = torchvision.models.get_model_weights(row["backbone"]).DEFAULT
+        assert float(row["top1"]) == weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
+        assert int(row["parameters"]) == weights.meta["num_params"]
+    best = max(rows, key=lambda row: float(row["top1"]))["backbone"]
+    fastest = max(rows, key=lambda row: float(row["relative"]))["backbone"]
+    assert {best, fastest} <= site_pages.front(rows)
+
+
+def test_links_to_the_repository_become_links_to_pages():
+    relink = importlib.import_module("site_pages").relink
+    text = "[a](../examples/quickstart.py) [b](../benchmarks/README.md#x) [c](../LICENSE) [d](e)"
+    expected = "[a](gallery/quickstart.rst) [b](generated/benchmarks.md#x) `LICENSE` [d](e)"
+    assert relink(text, "docs/page.md", "page.md") == expected
+
+
+def test_broken_links_are_found(tmp_path):
+    page = '<p id="here"></p><a href="#here"></a><img src="no.png"><a href="sub/#there"></a>'
+    (tmp_path / "index.html").write_text(page + '<a href="https://example.org/x"></a>')
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "index.html").write_text('<a href="../index.html#here"></a>')
+    broken = importlib.import_module("check_site").broken_links(tmp_path)
+    assert broken == [
+        "index.html: no.png (no such file)",
+        "index.html: sub/#there (no such anchor)",
+    ]
+
+
+def test_guide_has_every_page():
+    site_pages = importlib.import_module("site_pages")
+    pages = site_pages.guide_pages()
+    there = {path.stem for path in DOCS.glob("*.md")}
+    assert set(pages) == there - {"index", "guide"}
+    text = ["PAGES"]
+    site_pages.rewrite_links("guide", text)
+    assert text[0].split() == pages
