@@ -54,6 +54,7 @@ from .progress import (
     with_callbacks,
 )
 from .saving import savable
+from .summary import Summary, listed, name_of
 from .training import history_rows, n_iterations, seed_of
 
 _POSITIVE = Interval(Real, 0, None, closed="neither")
@@ -988,6 +989,18 @@ class PretrainedImageClassifier(
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = []
         return tags
+
+    def _summary(self) -> Summary:
+        n_trained = sum(parameter.numel() for parameter in self.net_.module_.parameters())
+        facts = [
+            ("Backbone", name_of(self._model.backbone.architecture.source)),
+            ("Trained parameters", f"{n_trained:,}"),
+            ("Classes", listed(self.classes_.tolist())),
+            ("Device", str(self.device_)),
+            ("Precision", self.precision_),
+        ]
+        stages = self.stages_
+        return Summary(facts, stages[: self.freeze_], [*stages[self.freeze_ :], "head"])
 
     def _store(self, state: dict[str, Any], pack: Packer) -> dict[str, Any]:
         for name in ("net_", "device_", "precision_"):

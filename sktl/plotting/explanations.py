@@ -144,7 +144,8 @@ class ExplanationDisplay:
         ax : matplotlib Axes, default=None
             None makes a figure.
         n_columns : int, default=3
-            Pictures a row, at most; the copies aren't counted.
+            Pictures a row, at most, not counting the copies; on a given `ax`, as many as make
+            them largest.
 
         Returns
         -------
@@ -161,7 +162,7 @@ class ExplanationDisplay:
             rest = "" if probability is None else f" {probability:.2f}"
             tiles.append(Tile(picture))
             tiles.append(Tile(overlaid(picture, found), [(str(target), rest)]))
-        self.ax_, self.images_ = draw_grid(ax, tiles, 2 * n_columns, _CELL)
+        self.ax_, self.images_ = draw_grid(ax, tiles, 2 * n_columns, _CELL, together=2)
         self.figure_ = self.ax_.figure
         self.ax_.set_title(_TITLES[self.method], fontsize="medium")
         return self
@@ -173,7 +174,7 @@ def overlaid(picture: Picture, attributions: npt.NDArray[np.floating[Any]]) -> P
     from matplotlib.colors import to_rgb
 
     if attributions.min() < 0:  # of single pixels: their neighbourhood shows more
-        attributions = gaussian_filter(attributions, len(picture) / 100)
+        attributions = gaussian_filter(attributions, len(picture) / 64)
         strength = np.abs(attributions)
         towards = np.where(attributions[..., None] > 0, to_rgb(ORANGE), to_rgb(BLUE))
     else:

@@ -17,16 +17,17 @@ from .drawing import (
     GREY,
     MARKERS,
     Picture,
-    _frame,
     add_legend,
     axes_to_draw_on,
     check_matplotlib,
+    frame,
     shortened,
 )
 from .pictures import open_pictures, small_pictures
 
 _THUMBNAIL = 0.075  # of the map's longer side
 _LONGEST_NAME = 24
+_LETTER, _LINE = 0.0092, 0.034  # width and height of text in a figure of our own, in map lengths
 _METHODS = ("pca", "tsne")
 
 Points = npt.NDArray[np.float64]
@@ -164,7 +165,7 @@ class FeatureMapDisplay:
         FeatureMapDisplay
         """
         check_matplotlib(f"{type(self).__name__}.plot")
-        self.ax_, own_figure = axes_to_draw_on(ax, (7.2, 6.6))
+        self.ax_, own_figure = axes_to_draw_on(ax, (7.2, self._height(7.2)))
         self.figure_ = self.ax_.figure
         labels = np.zeros(len(self.points)) if self.labels is None else np.asarray(self.labels)
         classes = np.unique(labels)
@@ -192,8 +193,13 @@ class FeatureMapDisplay:
         x, y = point
         extent = (x - width * scale, x + width * scale, y - height * scale, y + height * scale)
         self.ax_.imshow(picture, extent=extent, zorder=2, interpolation="antialiased")
-        frame = _frame(extent, GREY if self.labels is None else colour, 1.5)
-        self.ax_.add_patch(frame).set_zorder(2)
+        edge = frame(extent, GREY if self.labels is None else colour, 1.5)
+        self.ax_.add_patch(edge).set_zorder(2)
+
+    def _height(self, width: float) -> float:
+        """Of a figure of this width, for a map of equal scales."""
+        spans = np.ptp(self.points, axis=0) + _THUMBNAIL * np.ptp(self.points, axis=0).max()
+        return float(np.clip(width * spans[1] / spans[0], 0.4 * width, 1.2 * width))
 
     def _frame_map(self) -> None:
         margin = _THUMBNAIL * np.ptp(self.points, axis=0).max()
@@ -206,26 +212,18 @@ class FeatureMapDisplay:
             xlabel=self.axis_names[0],
             ylabel=self.axis_names[1],
         )
-        self.ax_.set_aspect("equal", adjustable="datalim")
+        self.ax_.set_aspect("equal")
 
     def _name_classes(self, labels: Any, classes: Any, colours: dict[Any, str]) -> None:
-        from matplotlib.patheffects import withStroke
-
-        line = 0.028 * np.ptp(self.points, axis=0).max()
+        names = [shortened(str(label), _LONGEST_NAME) for label in classes]
         middles = np.array([np.median(self.points[labels == label], axis=0) for label in classes])
-        for label, (x, y) in zip(classes.tolist(), _spread(middles, line), strict=True):
-            self.ax_.text(
-                x,
-                y,
-                shortened(str(label), _LONGEST_NAME),
-                ha="center",
-                va="center",
-                fontsize=8,
-                weight="bold",
-                color=colours[label],
-                path_effects=[withStroke(linewidth=2.5, foreground="white")],
-                zorder=4,
-            )
+        span = float(np.ptp(self.points, axis=0).max())
+        places = _spread(
+            middles, [_LETTER * span * (len(name) + 2) for name in names], _LINE * span
+        )
+        for label, name, (x, y) in zip(classes.tolist(), names, places, strict=True):
+            edge = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": colours[label], "alpha": 0.9}
+            self.ax_.text(x, y, name, ha="center", va="center", fontsize=7, bbox=edge, zorder=4)
 
 
 def _in_two_dimensions(
@@ -234,7 +232,9 @@ def _in_two_dimensions(
     if method == "pca":
         pca = PCA(2, random_state=random_state)
         points = pca.fit_transform(features)
-        first, second = (f"{100 * share:.0f} % of variance" for share in pca.explained_variance_ratio_)
+        first, second = (
+            f"{100 * share:.0f} % of variance" for share in pca.explained_variance_ratio_
+        )
         return points, (f"First component, {first}", f"Second component, {second}")
     perplexity = min(30.0, (len(features) - 1) / 3)
     tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=random_state)
@@ -251,16 +251,19 @@ def _apart(points: Points) -> list[int]:
     return chosen
 
 
-def _spread(places: Points, line: float) -> Points:
+def _spread(places: Points, widths: Sequence[float], height: float) -> Points:
     """Move names up until none is written over another."""
-    placed: list[Points] = []
+    placed: list[int] = []
     moved = places.copy()
-    for i in np.argsort(places[:, 1]):
-        while any(
-            abs(moved[i, 0] - x) < 6 * line and abs(moved[i, 1] - y) < line for x, y in placed
-        ):
-            moved[i, 1] += line / 4
-        placed.append(moved[i])
+
+    def covers(i: int, j: int) -> bool:
+        x, y = np.abs(moved[i] - moved[j])
+        return bool(x < (widths[i] + widths[j]) / 2 and y < height)
+
+    for i in np.argsort(places[:, 1], kind="stable").tolist():
+        while any(covers(i, j) for j in placed):
+            moved[i, 1] += height / 4
+        placed.append(i)
     return moved
 
 

@@ -19,11 +19,12 @@ from .drawing import (
     axes_to_draw_on,
     check_matplotlib,
     shortened,
+    stage_name,
 )
 from .pictures import innermost
 
 _LONGEST_LABEL = 60
-_LONGEST_NAME = 14
+_LONGEST_NAME = 20
 _STYLES = ("-", "--", ":", "-.")
 _SPREAD = 0.3  # how far lines are set apart at one depth, so that their bars don't overlap
 _BUILDS = ("backbone", "weights", "image_size")  # parameters that decide which stages there are
@@ -159,15 +160,17 @@ class FreezeSearchDisplay:
         depths = np.asarray(self.depths)
         known = np.unique(depths)
         places = np.searchsorted(known, depths)
+        names = self._names(places)
         width = min(12.0, max(6.4, 0.8 * len(known) + 1.6))
-        self.ax_, own_figure = axes_to_draw_on(ax, (width, 4.4))
+        self.ax_, own_figure = axes_to_draw_on(ax, (width, 4.8))
         self.figure_ = self.ax_.figure
         self._draw_times(places)
         self._draw_scores(places)
-        self.ax_.set_xticks(range(len(known)), self._names(places))
-        self.ax_.set(
-            xlabel="Frozen stages", ylabel=self.score_name, xlim=(-0.6, len(known) - 0.4)
-        )
+        crowded = sum(max(map(len, name.split("\n"))) + 1 for name in names) > 12 * width
+        turned = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+        names = [name.replace("\n", " = ") if crowded else name for name in names]
+        self.ax_.set_xticks(range(len(known)), names, **turned)
+        self.ax_.set(xlabel="Frozen stages", ylabel=self.score_name, xlim=(-0.6, len(known) - 0.4))
         lines = self.errorbar_ if len(self.errorbar_) > 1 else []
         add_legend(self.ax_, [*lines, self.columns_], own_figure)
         return self
@@ -219,7 +222,7 @@ class FreezeSearchDisplay:
         names = []
         for place in range(places.max() + 1):
             rows = np.flatnonzero(places == place)
-            own = dict.fromkeys(shortened(str(values[k]), _LONGEST_NAME) for k in rows)
+            own = dict.fromkeys(stage_name(str(values[k]), _LONGEST_NAME) for k in rows)
             number = str(depths[rows[0]])
             names.append("\n".join([number, *(name for name in own if name != number)]))
         return names

@@ -187,7 +187,7 @@ class ImagePredictionsDisplay:
         ax : matplotlib Axes, default=None
             None makes a figure.
         n_columns : int, default=8
-            Pictures a row, at most.
+            Pictures a row, at most; on a given `ax`, as many as make them largest.
 
         Returns
         -------
@@ -196,9 +196,7 @@ class ImagePredictionsDisplay:
         check_matplotlib(f"{type(self).__name__}.plot")
         parts = zip(self.pictures, self.y_true, self.y_pred, self.probabilities, strict=True)
         tiles = [_tile(*part) for part in parts]
-        # Rows as even as they can be: 10 pictures stand better as 5 and 5 than as 8 and 2.
-        n_rows = -(-len(tiles) // n_columns)
-        self.ax_, self.images_ = draw_grid(ax, tiles, -(-len(tiles) // n_rows), _CELL)
+        self.ax_, self.images_ = draw_grid(ax, tiles, n_columns, _CELL)
         self.figure_ = self.ax_.figure
         self.ax_.set_title(self.title, fontsize="medium")
         return self

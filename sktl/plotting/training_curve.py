@@ -14,7 +14,7 @@ from .drawing import (
     add_legend,
     axes_to_draw_on,
     check_matplotlib,
-    shortened,
+    stage_name,
 )
 from .pictures import fitted_classifier
 
@@ -141,7 +141,8 @@ class TrainingCurveDisplay:
         self.lines_ = [line for line in self.lines_ if line is not None]
         self._label_axes()
         handles = [*self.lines_, *self._mark_best(), *self._mark_unfreezing()]
-        add_legend(self.ax_, handles, own_figure)
+        # Losses fall and accuracy rises, which leaves room at half height.
+        add_legend(self.accuracy_ax_ or self.ax_, handles, own_figure, "center right")
         return self
 
     def _line(self, ax: Any, name: str, style: Mapping[str, str]) -> Any:
@@ -178,7 +179,7 @@ class TrainingCurveDisplay:
             line = self.ax_.axvline(epoch - 0.5, color=GREY, lw=1.2, ls=":")
         line.set_label("stages begin to train")
         top = self.ax_.secondary_xaxis("top")
-        names = [shortened(name, _LONGEST_NAME) for _, name in self.unfreezing_]
+        names = [name for _, name in self.unfreezing_]
         crowded = sum(map(len, names)) > 50
         turned = {"rotation": 35, "ha": "left", "rotation_mode": "anchor"} if crowded else {}
         places = [epoch - 0.5 for epoch, _ in self.unfreezing_]
@@ -193,7 +194,8 @@ class TrainingCurveDisplay:
         for row in self.history:
             n = row.get("unfrozen_stages", 0)
             if before is not None and n > before:
-                names = self.stages[len(self.stages) - n : len(self.stages) - before]
+                stages = self.stages[len(self.stages) - n : len(self.stages) - before]
+                names = [stage_name(stage, _LONGEST_NAME) for stage in stages]
                 name = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
                 found.append((int(row["epoch"]), name))
             before = n
