@@ -934,8 +934,9 @@ class PretrainedImageClassifier(
         method : {"grad_cam", "integrated_gradients"}, default="grad_cam"
             - "grad_cam": how much a place of the last stage's output speaks for the class, at
               least 0 [1]_, brought to the size of the image. Where that output has fewer than
-              4 x 4 places, an earlier stage's is taken; so it is where the head reads a class
-              token alone, as of a ViT's. Quick and coarse.
+              4 x 4 places, an earlier stage's is taken. Where the head reads a class token alone,
+              as a ViT's does, it is the tokens that the last block reads. Quick and coarse; of a
+              ViT that was trained, the other method is the surer one.
             - "integrated_gradients": what each pixel adds to the class's logit, or takes from it,
               on the way from an image of the mean colour of the network's training [2]_. They
               sum nearly to the difference of the two logits. It runs the network 50 times an image.

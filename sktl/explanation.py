@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from .backbones import Backbone, spatial_axes
@@ -146,9 +146,13 @@ def _choose_stage(backbone: Backbone) -> tuple[int, _Layout]:
     found: list[tuple[int, _Layout]] = []
     for stage in reversed(range(last + 1)):
         layout = _layout(backbone.splitter.stage_shape(stage))
-        # After the last stage a class token alone is read: gradients at other tokens are zero.
-        if layout is None or (layout.n_extra and stage == last):
+        if layout is None:
             continue
+        if layout.n_extra:
+            # After the last stage a class token alone is read: gradients at others are zero.
+            return max(0, last - 1), layout
+        if stage < last and layout.channels_last:
+            continue  # a norm follows, see _put_after_norm
         if min(layout.shape) >= _FEWEST_PLACES:
             return stage, layout
         found.append((stage, layout))
@@ -162,51 +166,49 @@ def _choose_stage(backbone: Backbone) -> tuple[int, _Layout]:
 
 
 class _Places(nn.Module):
-    """The network up to a stage, whose output is brought to (n, c, h, w)."""
+    """Bring what a stage makes to (n, c, h, w); gradients begin here."""
 
-    def __init__(self, before: nn.Module, layout: _Layout) -> None:
+    def __init__(self, layout: _Layout) -> None:
         super().__init__()
-        self.before = before
         self.layout = layout
         self.extra = torch.empty(0)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Gradients begin here."""
+    def forward(self, output: Tensor) -> Tensor:
+        """Set aside the tokens of no place."""
         n_extra = self.layout.n_extra
-        with torch.no_grad():
-            output: Tensor = self.before(pixels)
-            if n_extra is not None:
-                self.extra = output[:, :n_extra]
-                output = output[:, n_extra:].unflatten(1, self.layout.shape)
-            if self.layout.channels_last:
-                output = output.movedim(-1, 1)
+        if n_extra is not None:
+            self.extra = output[:, :n_extra]
+            output = torch.unflatten(output[:, n_extra:], 1, self.layout.shape)
+        if self.layout.channels_last:
+            output = output.movedim(-1, 1)
         return output.detach().requires_grad_()
 
 
-class _Rest(nn.Module):
-    """From what :class:`_Places` gives to logits."""
+class _Back(nn.Module):
+    """Undo :class:`_Places`."""
 
-    def __init__(self, places: _Places, after: nn.Module) -> None:
+    def __init__(self, places: _Places) -> None:
         super().__init__()
         self._places = [places]  # in a list, so that it isn't a part of this module
-        self.after = after
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Undo the change of shape, and go on."""
+        """Bring maps to the stage's own layout."""
         (places,) = self._places
         output = maps.movedim(1, -1) if places.layout.channels_last else maps
-        if places.layout.n_extra is not None:
-            output = torch.cat([places.extra, output.flatten(1, 2)], dim=1)
-        logits: Tensor = self.after(output)
-        return logits
+        if places.layout.n_extra is None:
+            return output
+        return torch.cat([places.extra, output.flatten(1, 2)], dim=1)
 
 
 def _grad_cam(captum: ModuleType, model: Model) -> Attribute:
     stage, layout = _choose_stage(model.backbone)
     before, after = model.backbone.halves(model.whole_network(), stage)
-    places = _Places(before.float().eval().requires_grad_(False), layout)
-    rest = _Rest(places, _fixed(after, model.net.module_.head))
-    method = captum.LayerGradCam(nn.Sequential(places, rest), places)
+    places = _Places(layout)
+    between = [places, _Back(places)]
+    if layout.n_extra and _put_after_norm(after, between):
+        between = []
+    network = _fixed(nn.Sequential(before, *between, after), model.net.module_.head)
+    method = captum.LayerGradCam(network, places)
 
     def attribute(pixels: Tensor, targets: Tensor) -> Tensor:
         found: Tensor = method.attribute(pixels, targets, relu_attributions=True)
@@ -214,6 +216,22 @@ def _grad_cam(captum: ModuleType, model: Model) -> Attribute:
         return F.interpolate(found.detach(), size, mode="bilinear", align_corners=False)[:, 0]
 
     return attribute
+
+
+def _put_after_norm(after: nn.Module, between: list[nn.Module]) -> bool:
+    """Look at tokens after the layer norm that reads them, if one does.
+
+    It makes a token's length irrelevant, so that the gradient before it is at right angles to the
+    token, and their product says nothing.
+    """
+    graph = next(part for part in after.modules() if isinstance(part, fx.GraphModule))
+    tokens = next(node for node in graph.graph.nodes if node.op == "placeholder")
+    for path in (str(node.target) for node in tokens.users if node.op == "call_module"):
+        norm = graph.get_submodule(path)
+        if isinstance(norm, nn.LayerNorm):
+            graph.set_submodule(path, nn.Sequential(norm, *between))
+            return True
+    return False
 
 
 METHODS: dict[str, Callable[[ModuleType, Model], Attribute]] = {

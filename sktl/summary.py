@@ -11,7 +11,7 @@ _MOST_NAMES = 6
 _LONGEST_NAME = 30
 # scikit-learn's own view decides on fonts and on dark or light: text has its colour.
 _SNOWFLAKE = "❄\ufe0e"  # as text, not as a coloured picture
-_ROW = "white-space: nowrap; padding: 0.15em 1em 0.15em 0; vertical-align: top; text-align: left; border: none;"
+_CELL = "padding: 0.15em 1em 0.15em 0; vertical-align: top; text-align: left; border: none;"
 _CHIP = (
     "display: inline-block; margin: 0.1em 0.15em; padding: 0 0.4em; border-radius: 0.4em; "
     "font-family: monospace; border: 1px"
@@ -42,15 +42,11 @@ class Summary:
         chips = [_chip(f"{_SNOWFLAKE} {name}", _FROZEN, "frozen") for name in self.frozen]
         chips += [_chip(name, _TRAINED, "trained") for name in self.trained]
         cells = [(escape(name), escape(value)) for name, value in self.facts]
-        cells.insert(
-            1,
-            (
-                f"Stages ({_SNOWFLAKE} frozen)",
-                f'<div style="line-height: 1.7;">{"".join(chips)}</div>',
-            ),
-        )
+        line = f'<div style="line-height: 1.7;">{"".join(chips)}</div>'
+        cells.insert(1, (f"Stages ({_SNOWFLAKE} frozen)", line))
         rows = "".join(
-            f'<tr><th style="{_ROW}">{name}</th><td style="{_ROW} white-space: normal;">{value}</td></tr>'
+            f'<tr><th style="{_CELL} white-space: nowrap;">{name}</th>'
+            f'<td style="{_CELL} white-space: normal;">{value}</td></tr>'
             for name, value in cells
         )
         return (

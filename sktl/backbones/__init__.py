@@ -149,7 +149,7 @@ class Backbone:
         after : torch.nn.Module
             From there to pooled features.
         """
-        normalize, suffix = network
+        normalize, suffix = network.children()
         before, after = self.splitter.halves(suffix, stage)
         return nn.Sequential(normalize, before), after
 

@@ -175,7 +175,8 @@ class TracedNetwork:
 
     def halves(self, suffix: nn.Module, stage: int) -> tuple[nn.Module, nn.Module]:
         """See :class:`Splitter`; both share the suffix's weights."""
-        network, pool = suffix
+        network, pool = suffix.children()
+        assert isinstance(network, CutNetwork)
         body, end = network.evaluation, self.anatomy.stages[stage].end
         before, after = (
             fx.GraphModule(body, _subgraph(body, body.graph, *ends)).eval()
@@ -282,7 +283,7 @@ class OpaqueNetwork:
 
     def halves(self, suffix: nn.Module, stage: int) -> tuple[nn.Module, nn.Module]:
         """See :class:`Splitter`; there is one stage only, and the pooling after it."""
-        network, pool = suffix
+        network, pool = suffix.children()
         return network, pool
 
     def _headless(self) -> nn.Module:
