@@ -224,7 +224,9 @@ def _put_after_norm(after: nn.Module, between: list[nn.Module]) -> bool:
     It makes a token's length irrelevant, so that the gradient before it is at right angles to the
     token, and their product says nothing.
     """
-    graph = next(part for part in after.modules() if isinstance(part, fx.GraphModule))
+    graph = next((part for part in after.modules() if isinstance(part, fx.GraphModule)), None)
+    if graph is None:
+        return False
     tokens = next(node for node in graph.graph.nodes if node.op == "placeholder")
     for path in (str(node.target) for node in tokens.users if node.op == "call_module"):
         norm = graph.get_submodule(path)

@@ -138,7 +138,8 @@ def draw_grid(
     n_columns = groups * together
     n_rows = math.ceil(len(tiles) / n_columns)
     height = 1 + text / cell  # of a cell, as a multiple of its width
-    ax, _ = axes_to_draw_on(ax, (n_columns * cell, n_rows * height * cell + 0.3))
+    size = round(n_columns * cell, 1), round(n_rows * height * cell + 0.3, 1)
+    ax, _ = axes_to_draw_on(ax, size)
     images = [
         _draw_tile(ax, tile, i % n_columns, i // n_columns * height, cell)
         for i, tile in enumerate(tiles)

@@ -199,7 +199,7 @@ class FeatureMapDisplay:
     def _height(self, width: float) -> float:
         """Of a figure of this width, for a map of equal scales."""
         spans = np.ptp(self.points, axis=0) + _THUMBNAIL * np.ptp(self.points, axis=0).max()
-        return float(np.clip(width * spans[1] / spans[0], 0.4 * width, 1.2 * width))
+        return round(float(np.clip(width * spans[1] / spans[0], 0.4 * width, 1.2 * width)), 1)
 
     def _frame_map(self) -> None:
         margin = _THUMBNAIL * np.ptp(self.points, axis=0).max()
