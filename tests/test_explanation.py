@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 from torchvision.models import SwinTransformer, VisionTransformer
 
-from sktl import PretrainedImageClassifier
+from sktl import PretrainedImageClassifier, explanation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,13 +59,13 @@ def test_grad_cam_finds_the_thing(clf, scenes, freeze):
             image_size=96, freeze=freeze, max_epochs=2, random_state=0
         ).fit(X[:24], y[:24])
     assert clf.score(X[24:], y[24:]) == 1
-    assert (shares(clf.explain(X[24:]), quadrants[24:]) > 0.35).all()
+    assert shares(clf.explain(X[24:]), quadrants[24:]).mean() > 0.5
 
 
 def test_integrated_gradients_find_the_thing(clf, scenes):
     X, _, quadrants = scenes
     found = clf.explain(X[24:28], method="integrated_gradients")
-    assert (shares(found, quadrants[24:28]) > 0.35).all()
+    assert shares(found, quadrants[24:28]).mean() > 0.4
 
 
 def test_each_class_has_its_own_places(clf, scenes):
@@ -83,18 +83,11 @@ def test_each_class_has_its_own_places(clf, scenes):
 def test_grad_cam_of_a_linear_head_on_means(clf, scenes):
     """There the gradient of a logit is the head's weights, at each place."""
     X, _, _ = scenes
-    model = clf._model
+    big = PretrainedImageClassifier(image_size=128, precision="float32")
+    model = big.fit(X[:8], clf.predict(X[:8]))._model
     prepared = model.backbone.recipe.apply(torch.from_numpy(X[:3]).permute(0, 3, 1, 2))
-    stage = len(clf.stages_) - 1
     with torch.no_grad():
-        maps = model.backbone.stage_features(stage, None)(prepared)
-    assert maps.shape[2:] == (3, 3)  # fewer than four places, so that an earlier stage is taken
-    big = PretrainedImageClassifier(image_size=128, precision="float32").fit(
-        X[:8], clf.predict(X[:8])
-    )
-    prepared = big._model.backbone.recipe.apply(torch.from_numpy(X[:3]).permute(0, 3, 1, 2))
-    with torch.no_grad():
-        maps = big._model.backbone.stage_features(stage, None)(prepared)
+        maps = model.backbone.stage_features(len(big.stages_) - 1, None)(prepared)
         weights = big.net_.module_.head[0].weight[1].float()
         places = torch.einsum("nchw,c->nhw", maps, weights).clamp(min=0) / 16
     expected = nn.functional.interpolate(places[:, None], (128, 128), mode="bilinear")[:, 0]
@@ -102,17 +95,18 @@ def test_grad_cam_of_a_linear_head_on_means(clf, scenes):
 
 
 @pytest.mark.parametrize("settings", [{}, {"freeze": -1, "max_epochs": 1, "head": (8,)}])
-def test_integrated_gradients_sum_to_the_difference_of_logits(scenes, settings):
+def test_integrated_gradients_sum_to_the_difference_of_logits(scenes, settings, monkeypatch):
+    monkeypatch.setattr(explanation, "_STEPS", 200)
     X, _, _ = scenes
     labels = np.arange(24) % 3
     clf = PretrainedImageClassifier(
-        image_size=64, precision="float32", random_state=0, **settings
+        image_size=32, precision="float32", random_state=0, **settings
     ).fit(X[:24], labels)
     mean = np.round(255 * np.array(clf._model.backbone.recipe.mean)).astype(np.uint8)
-    start = clf.decision_function(np.broadcast_to(mean, (1, 64, 64, 3)))
+    start = clf.decision_function(np.broadcast_to(mean, (1, 32, 32, 3)))
     difference = (clf.decision_function(X[:2]) - start)[:, 1]
     sums = clf.explain(X[:2], 1, method="integrated_gradients").sum((1, 2))
-    np.testing.assert_allclose(sums, difference, rtol=0.15, atol=0.1 * np.abs(difference).max())
+    np.testing.assert_allclose(sums, difference, atol=0.06 * np.abs(difference).max())
 
 
 def coloured_squares(n, rng):
@@ -155,21 +149,21 @@ def test_transformers_tell_places_apart(network):
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_changes(clf, scenes, method):
     X, _, _ = scenes
-    before = clf.predict_proba(X[:2])
+    before = clf.predict_proba(X[:1])
     tensors = [clf._model.backbone.splitter.network, clf.net_.module_]
     states = [{k: v.clone() for k, v in module.state_dict().items()} for module in tensors]
     flags = [[p.requires_grad for p in module.parameters()] for module in tensors]
     with torch.no_grad():
-        first = clf.explain(X[:2], method=method)
-    assert first.shape == (2, 96, 96)
+        first = clf.explain(X[:1], method=method)
+    assert first.shape == (1, 96, 96)
     assert first.dtype == np.float32
-    np.testing.assert_array_equal(clf.explain(X[:2], clf.predict(X[:2]), method=method), first)
+    np.testing.assert_array_equal(clf.explain(X[:1], clf.predict(X[:1]), method=method), first)
     for module, state, had in zip(tensors, states, flags, strict=True):
         assert all(torch.equal(v, state[k]) for k, v in module.state_dict().items())
         assert [p.requires_grad for p in module.parameters()] == had
         assert all(p.grad is None for p in clf._model.backbone.splitter.network.parameters())
         assert not any(m._forward_hooks for m in module.modules())
-    np.testing.assert_array_equal(clf.predict_proba(X[:2]), before)
+    np.testing.assert_array_equal(clf.predict_proba(X[:1]), before)
 
 
 class Branching(nn.Module):

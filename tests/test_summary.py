@@ -24,9 +24,8 @@ def data():
 def facts(view):
     """Names and values in the section on what was learned."""
     (section,) = re.findall(r'<div class="sktl-fitted".*?</table></div>', view, re.DOTALL)
-    cells = [
-        html.unescape(re.sub("<[^>]*>", "|", c)) for c in re.findall(r"<t[hd].*?</t[hd]>", section)
-    ]
+    cells = re.findall(r"<t[hd].*?</t[hd]>", section)
+    cells = [html.unescape(re.sub("<[^>]*>", "|", cell)) for cell in cells]
     plain = [re.sub(r"\|+", "|", cell).strip("|") for cell in cells]
     return dict(zip(plain[::2], plain[1::2], strict=True))
 
@@ -74,8 +73,8 @@ def test_many_classes_and_a_callable(data):
 
         return squeezenet1_1(weights=None)
 
-    X = np.repeat(data[0], 2, axis=0)
-    names = [f"{'x' * 40}{i:02}" for i in range(40)]
+    X = np.repeat(data[0], 4, axis=0)
+    names = [f"{'x' * 40}{i:02}" for i in range(40)] * 2
     clf = PretrainedImageClassifier(small, weights=None, image_size=32).fit(X, names)
     told = facts(clf._repr_html_())
     assert told["Backbone"] == "small"
