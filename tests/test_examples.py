@@ -117,6 +117,17 @@ def test_swapped_stamps_are_found(stamps, tmp_path):
     assert len(found) < 30
 
 
+def test_pictures(save_photographs, tmp_path):
+    printed = run("pictures.py", save_photographs(tmp_path / "pictures"))
+    files = [Path(path) for path in re.findall(r": (.+\.png)$", printed, re.MULTILINE)]
+    names = ["training", "search", "predictions", "explanations", "map"]
+    assert [file.stem for file in files] == names
+    for file in files:
+        with Image.open(file) as picture:
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 20
+    shutil.rmtree(files[0].parent)
+
+
 def test_few_labels(stamps):
     printed = run("few_labels.py", stamps)
     assert "231 pictures to learn from, 50 of them with a label" in printed
