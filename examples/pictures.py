@@ -38,20 +38,20 @@ def save(display, name):
 
 # How a fit went: stages begin to train one after the other.
 fine_tuned = PretrainedImageClassifier(
-    image_size=96,
+    image_size=64,
     freeze=-2,
     unfreeze="gradual",
     early_stopping=True,
     validation_fraction=0.3,
-    max_epochs=6,
+    max_epochs=4,
     random_state=0,
 ).fit(X_train, y_train)
 save(TrainingCurveDisplay.from_estimator(fine_tuned), "training")
 
 # Which freeze depth is best, and what it costs.
 search = GridSearchCV(
-    PretrainedImageClassifier(image_size=96, max_epochs=3, random_state=0),
-    {"freeze": ["all", -1, -2], "lr": [3e-4, 3e-3]},
+    PretrainedImageClassifier(image_size=64, max_epochs=2, random_state=0),
+    {"freeze": ["all", -1, -2], "lr": [3e-4, 1e-3]},
     cv=2,
 )
 search.fit(X_train, y_train)
