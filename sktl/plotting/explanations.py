@@ -52,7 +52,6 @@ class ExplanationDisplay:
 
     Examples
     --------
-    >>> import matplotlib.pyplot as plt
     >>> from sklearn.datasets import load_digits
     >>> from sktl import PretrainedImageClassifier
     >>> from sktl.plotting import ExplanationDisplay
@@ -60,7 +59,6 @@ class ExplanationDisplay:
     >>> clf = PretrainedImageClassifier(image_size=64).fit(X[:100], y[:100])
     >>> ExplanationDisplay.from_estimator(clf, X[100:104])
     <...>
-    >>> plt.show()
     """
 
     ax_: Any

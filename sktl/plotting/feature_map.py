@@ -56,7 +56,6 @@ class FeatureMapDisplay:
 
     Examples
     --------
-    >>> import matplotlib.pyplot as plt
     >>> from sklearn.datasets import load_digits
     >>> from sktl import PretrainedImageFeatures
     >>> from sktl.plotting import FeatureMapDisplay
@@ -64,7 +63,6 @@ class FeatureMapDisplay:
     >>> features = PretrainedImageFeatures(image_size=64).fit(X[:100])
     >>> FeatureMapDisplay.from_estimator(features, X[:100], y[:100])
     <...>
-    >>> plt.show()
     """
 
     ax_: Any

@@ -68,17 +68,15 @@ class FreezeSearchDisplay:
 
     Examples
     --------
-    >>> import matplotlib.pyplot as plt
     >>> from sklearn.datasets import load_digits
     >>> from sklearn.model_selection import GridSearchCV
     >>> from sktl import PretrainedImageClassifier
     >>> from sktl.plotting import FreezeSearchDisplay
     >>> X, y = load_digits(n_class=2, return_X_y=True)
-    >>> clf = PretrainedImageClassifier(image_size=32, max_epochs=1)
+    >>> clf = PretrainedImageClassifier(image_size=32, lr=1e-3, max_epochs=1)
     >>> search = GridSearchCV(clf, {"freeze": ["all", -1]}, cv=2).fit(X[:20], y[:20])
     >>> FreezeSearchDisplay.from_estimator(search)
     <...>
-    >>> plt.show()
     """
 
     ax_: Any

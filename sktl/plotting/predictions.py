@@ -47,7 +47,6 @@ class ImagePredictionsDisplay:
 
     Examples
     --------
-    >>> import matplotlib.pyplot as plt
     >>> from sklearn.datasets import load_digits
     >>> from sktl import PretrainedImageClassifier
     >>> from sktl.plotting import ImagePredictionsDisplay
@@ -55,7 +54,6 @@ class ImagePredictionsDisplay:
     >>> clf = PretrainedImageClassifier(image_size=64).fit(X[:100], y[:100])
     >>> ImagePredictionsDisplay.from_estimator(clf, X[100:200], y[100:200])
     <...>
-    >>> plt.show()
     """
 
     ax_: Any

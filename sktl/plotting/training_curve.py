@@ -62,12 +62,10 @@ class TrainingCurveDisplay:
 
     Examples
     --------
-    >>> import matplotlib.pyplot as plt
     >>> from sktl.plotting import TrainingCurveDisplay
     >>> rows = [{"epoch": 1, "train_loss": 0.9}, {"epoch": 2, "train_loss": 0.4}]
     >>> TrainingCurveDisplay(history=rows).plot()
     <...>
-    >>> plt.show()
     """
 
     ax_: Any
