@@ -26,6 +26,7 @@ GUIDE = [
     "training",
     "transfer",
     "speed",
+    "plots",
     "saving",
     "clusters",
     "reliability",
@@ -36,6 +37,7 @@ NOT_IN_GUIDE = {"index", "guide"}
 EXAMPLES = [
     "quickstart",
     "image_folder",
+    "plots",
     "nearest_pictures",
     "group_pictures",
     "find_mislabelled",
@@ -56,12 +58,16 @@ MODULES = {
     "Frozen prefix and cache: Each image once.": "hardware fusion inference cache prefix",
     "Suffix and head: From features to logits.": (
         "heads logistic optimization batches net training model progress alignment adaptation "
-        "fitting"
+        "fitting explanation"
     ),
     "Files: What a fitted estimator is on the disk.": (
         "persistence sealed expectations layouts saving"
     ),
-    "Estimators: Scikit-learn's face.": "base features classifier",
+    "Estimators: Scikit-learn's face.": "summary base features classifier",
+    "Plots: Scikit-learn's displays, of what fitted estimators know.": (
+        "plotting.drawing plotting.pictures plotting.training_curve plotting.freeze_search "
+        "plotting.predictions plotting.explanations plotting.feature_map plotting"
+    ),
 }
 
 _LINK = re.compile(r"\[([^\]]+)\]\((?!https?:|#)([^)\s#]+)(#[^)\s]*)?\)")

@@ -45,6 +45,7 @@ from .persistence import (
 )
 from .prefix import recall_stages, remember_stages
 from .saving import save
+from .summary import Summary
 
 _Result = TypeVar("_Result")
 _Rows = TypeVar("_Rows", bound=np.floating[Any])
@@ -204,6 +205,14 @@ class ImageEstimator(BaseEstimator):
         """
         save(self, path, include_backbone=include_backbone)
 
+    def _get_params_html(self, *args: Any, **kwargs: Any) -> Any:
+        """scikit-learn's table of parameters in a notebook, below what fit has learned."""
+        params = super()._get_params_html(*args, **kwargs)
+        if self.__sklearn_is_fitted__():
+            html = self._summary().to_html() + params._html_repr()
+            params._html_repr = lambda: html
+        return params
+
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
@@ -246,6 +255,10 @@ class ImageEstimator(BaseEstimator):
         super().__setstate__(_defaults(type(self)) | state)
 
     def __sklearn_is_fitted__(self) -> bool:
+        raise NotImplementedError
+
+    def _summary(self) -> Summary:
+        """What to tell of the fitted estimator."""
         raise NotImplementedError
 
     def _store(self, state: dict[str, Any], pack: Packer) -> dict[str, Any]:

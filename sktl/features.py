@@ -26,6 +26,7 @@ from .layouts import FEATURES
 from .persistence import Packer, restore_backbone, restore_frozen, store_backbone
 from .prefix import FrozenPrefix, freeze_stage
 from .saving import savable
+from .summary import Summary, name_of
 
 _SEED = 0  # of random weights, which must be the same in every fit
 _BLOCK = 2048  # images whose features are held beside the output
@@ -253,6 +254,17 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = []
         return tags
+
+    def _summary(self) -> Summary:
+        facts = [
+            ("Backbone", name_of(self._backbone.architecture.source)),
+            ("Features", f"{self._n_features_out:,}, {self._dtype}"),
+            ("Device", str(self.device_)),
+            ("Precision", self.precision_),
+        ]
+        chosen = self._stage if isinstance(self._stage, tuple) else (self._stage,)
+        last = max(len(self.stages_) - 1 if stage is None else stage for stage in chosen)
+        return Summary(facts, self.stages_[: last + 1])
 
     def _store(self, state: dict[str, Any], pack: Packer) -> dict[str, Any]:
         for name in ("_prefix", "device_", "precision_"):

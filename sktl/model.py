@@ -19,7 +19,7 @@ from .images import Images
 from .inference import FrozenModule
 from .net import SuffixNet, make_net
 from .optimization import TrainingPlan
-from .prefix import FrozenPrefix, freeze_prefix, run_on_images
+from .prefix import FrozenPrefix, freeze_prefix, named_tensors, run_on_images
 
 _IN_FLIGHT = 512  # images whose features before the suffix are held at a time
 
@@ -102,6 +102,15 @@ class Model:
         """The trained suffix, which is as fixed as the prefix now."""
         return FrozenModule(self.net.module_.suffix, self.precision, self.device)
 
+    def whole_network(self) -> nn.Module:
+        """Copy all that leads from uint8 images to pooled features, in evaluation mode."""
+        network = self.backbone.suffix(0, self.pooling)
+        if 0 < self.depth < len(self.backbone.stages):
+            copy_tensors(self.net.module_.suffix, network[1])  # type: ignore[index]
+        elif self.depth == 0:
+            copy_tensors(self.net.module_.suffix, network)
+        return network.to(self.device).eval()
+
 
 def assemble_net(
     backbone: Backbone,
@@ -132,3 +141,11 @@ def assemble_net(
         prepare=prepare,
         callbacks=callbacks,
     )
+
+
+@torch.no_grad()
+def copy_tensors(module: nn.Module, to: nn.Module) -> None:
+    """Put the weights and buffers of a module into one that has all of them, by name."""
+    targets = named_tensors(to)
+    for name, tensor in named_tensors(module).items():
+        targets[name].copy_(tensor)

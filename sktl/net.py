@@ -207,6 +207,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
         self._average = WeightAverage(self.module_, plan.ema_decay) if plan.ema_decay else None
         self._knows_gradient = self._mixer is None and self._is_logistic()
         self._frozen: list[nn.Module] = list(self._learned_norms)
+        self._n_unfrozen = self.n_stages
         self._is_ready = True
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
@@ -225,6 +226,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
         Batch norm that has learned statistics keeps them: those of a small batch of few images
         are a worse guide.
         """
+        self._n_unfrozen = n_stages
         first = self.n_stages - n_stages
         for name, parameter in self.module_.named_parameters():
             stage = self._stage_of(name)
@@ -270,6 +272,8 @@ class SuffixNet(skorch.NeuralNetClassifier):
         of_stages = [distance for distance in rates if distance > 0]
         if of_stages:
             self.history.record("backbone_lr", rates[min(of_stages)])
+        if self.stages is not None:
+            self.history.record("unfrozen_stages", self._n_unfrozen)
 
     def _step(self, group: Sequence[Batch], watched: bool = False) -> list[tuple[Tensor, Tensor]]:
         """Take one step on a group of batches; give loss and logits of each."""

@@ -13,7 +13,7 @@ from torch import nn
 
 import sktl.alignment
 from sktl import DomainShiftWarning, PretrainedImageClassifier
-from sktl.adaptation import METHODS, _learn_statistics, _whole_network
+from sktl.adaptation import METHODS, _learn_statistics
 from sktl.alignment import (
     Home,
     LabelledFeatures,
@@ -275,7 +275,7 @@ def test_batch_norm_learns_the_statistics_of_the_images(two_sources):
         maps = network[0](suffix[0](images))
     torch.testing.assert_close(first.running_mean, maps.mean((0, 2, 3)), rtol=0.02, atol=0.02)
     assert not torch.allclose(network[1].running_mean, first.running_mean, atol=0.05)
-    kept = _whole_network(clf._model)
+    kept = clf._model.whole_network()
     torch.testing.assert_close(kept(images), torch.as_tensor(clf.transform(other)))
     _learn_statistics(kept, [first], iter([]))  # leaves the network in evaluation mode
     assert not any(m.training for m in kept.modules())
@@ -296,7 +296,7 @@ def test_entropy_falls_and_only_norms_change(two_sources):
         name.rpartition("body.")[2]
         for (name, tensor), old in zip(
             surer.net_.module_.suffix.state_dict().items(),
-            _whole_network(clf._model).state_dict().values(),
+            clf._model.whole_network().state_dict().values(),
             strict=True,
         )
         if not torch.equal(tensor, old)

@@ -697,6 +697,7 @@ def test_history_is_a_table(make, data):
     clf = make(early_stopping=True, validation_fraction=0.25, max_epochs=2).fit(*data)
     table = pd.DataFrame(clf.history_)
     columns = {"epoch", "train_loss", "valid_loss", "valid_accuracy", "lr", "backbone_lr"}
+    columns |= {"unfrozen_stages"}
     assert columns | {"seconds"} == set(table.columns)
     assert not table.isna().any().any()
 

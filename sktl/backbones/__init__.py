@@ -141,6 +141,20 @@ class Backbone:
         suffix = self.splitter.suffix(depth, pooling)
         return suffix if depth else nn.Sequential(self._normalize(), suffix)
 
+    def halves(self, network: nn.Module, stage: int) -> tuple[nn.Module, nn.Module]:
+        """Cut what ``suffix(0, pooling)`` gave, perhaps trained since, at the end of a stage.
+
+        Returns
+        -------
+        before : torch.nn.Module
+            From uint8 images to the stage's output.
+        after : torch.nn.Module
+            From there to pooled features.
+        """
+        normalize, suffix = network.children()
+        before, after = self.splitter.halves(suffix, stage)
+        return nn.Sequential(normalize, before), after
+
     def suffix_stages(self, depth: int, suffix: nn.Module) -> dict[str, int]:
         """The stage of modules and weights of a suffix, counted from its first, by name.
 

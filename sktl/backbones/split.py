@@ -48,6 +48,9 @@ class Splitter(Protocol):
     def stage_of_layers(self) -> dict[str, int]:
         """The number of the stage that each of the network's layers and own weights is in."""
 
+    def halves(self, suffix: nn.Module, stage: int) -> tuple[nn.Module, nn.Module]:
+        """Cut the suffix of depth 0, perhaps a trained copy, at the end of a stage."""
+
 
 class Pool(nn.Module):
     """Make one feature vector an image of maps, tokens or vectors."""
@@ -170,6 +173,17 @@ class TracedNetwork:
                 stage += 1
         return stages
 
+    def halves(self, suffix: nn.Module, stage: int) -> tuple[nn.Module, nn.Module]:
+        """See :class:`Splitter`; both share the suffix's weights."""
+        network, pool = suffix.children()
+        assert isinstance(network, CutNetwork)
+        body, end = network.evaluation, self.anatomy.stages[stage].end
+        before, after = (
+            fx.GraphModule(body, _subgraph(body, body.graph, *ends)).eval()
+            for ends in ((None, end), (end, None))
+        )
+        return before, nn.Sequential(after, pool)
+
     def cut(self, start: str | None, end: str | None) -> CutNetwork:
         """Cut out the part between two boundaries; None is the image or the logits."""
         train = _subgraph(self.network, self.graph.train, start, end)
@@ -266,6 +280,11 @@ class OpaqueNetwork:
     def stage_of_layers(self) -> dict[str, int]:
         """See :class:`Splitter`."""
         return {}  # all are in the one stage
+
+    def halves(self, suffix: nn.Module, stage: int) -> tuple[nn.Module, nn.Module]:
+        """See :class:`Splitter`; there is one stage only, and the pooling after it."""
+        network, pool = suffix.children()
+        return network, pool
 
     def _headless(self) -> nn.Module:
         """The network with its classifier taken out; its other weights are shared."""

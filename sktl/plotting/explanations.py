@@ -1,0 +1,186 @@
+"""Pictures with the pixels that speak for a class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import gaussian_filter
+
+from .drawing import BLUE, ORANGE, Picture, Tile, check_matplotlib, draw_grid
+from .pictures import fitted_classifier, open_pictures
+
+_CELL = 1.7  # inches
+_TITLES = {
+    "grad_cam": "Grad-CAM: bright places speak for the class",
+    "integrated_gradients": "Integrated gradients: orange speaks for the class, blue against it",
+}
+_STRONGEST = 0.75  # share of the colour in the strongest place
+_TOP = 99.5  # percentile that counts as the strongest: single pixels stand out
+
+
+class ExplanationDisplay:
+    """Pictures beside copies on which colours show what speaks for a class.
+
+    Make it with :meth:`from_estimator`. Colours are as strong as they can be in each picture, so
+    they don't compare pictures.
+
+    Parameters
+    ----------
+    pictures : uint8 array of shape (n, h, w, 3)
+        As the network sees them.
+    attributions : float array of shape (n, h, w)
+        From :meth:`PretrainedImageClassifier.explain`.
+    targets : array-like of shape (n,)
+        The class that is explained.
+    probabilities : array-like of shape (n,) or None, default=None
+        Of these classes.
+    method : {"grad_cam", "integrated_gradients"}, default="grad_cam"
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+    figure_ : matplotlib Figure
+    images_ : list of matplotlib AxesImage
+        Of each picture, itself and its copy.
+
+    See Also
+    --------
+    ImagePredictionsDisplay : Which pictures are taken for what.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sktl import PretrainedImageClassifier
+    >>> from sktl.plotting import ExplanationDisplay
+    >>> X, y = load_digits(return_X_y=True)
+    >>> clf = PretrainedImageClassifier(image_size=64).fit(X[:100], y[:100])
+    >>> ExplanationDisplay.from_estimator(clf, X[100:104])
+    <...>
+    """
+
+    ax_: Any
+    figure_: Any
+
+    def __init__(
+        self,
+        *,
+        pictures: npt.NDArray[np.uint8],
+        attributions: npt.NDArray[np.floating[Any]],
+        targets: Any,
+        probabilities: Any = None,
+        method: str = "grad_cam",
+    ) -> None:
+        self.pictures = pictures
+        self.attributions = attributions
+        self.targets = targets
+        self.probabilities = probabilities
+        self.method = method
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: Any,
+        target: Any = None,
+        *,
+        method: str = "grad_cam",
+        ax: Any = None,
+    ) -> Self:
+        """Draw what :meth:`PretrainedImageClassifier.explain` finds.
+
+        Parameters
+        ----------
+        estimator : PretrainedImageClassifier
+            Fitted; or a search whose best estimator is one.
+        X : array, list, Series or DataFrame of n_samples images
+            All are drawn.
+        target : label or array-like of shape (n_samples,), default=None
+            The class to explain. None is the predicted one.
+        method : {"grad_cam", "integrated_gradients"}, default="grad_cam"
+        ax : matplotlib Axes, default=None
+            None makes a figure.
+
+        Returns
+        -------
+        ExplanationDisplay
+
+        Raises
+        ------
+        TypeError
+            If there is no fitted classifier.
+        ImportError
+            If captum or matplotlib isn't installed.
+        """
+        check_matplotlib(f"{cls.__name__}.from_estimator")
+        clf = fitted_classifier(estimator, cls.__name__, "explain")
+        attributions = clf.explain(X, target, method=method)
+        probabilities = clf.predict_proba(X)
+        if target is None:
+            columns = probabilities.argmax(axis=1)
+        else:
+            targets = np.broadcast_to(np.asarray(target), len(probabilities))
+            columns = np.searchsorted(clf.classes_, targets)
+        images = open_pictures(X, clf)
+        prepared = clf._model.backbone.recipe.apply(images.batch(range(len(images))))
+        display = cls(
+            pictures=prepared.permute(0, 2, 3, 1).numpy(),
+            attributions=attributions,
+            targets=clf.classes_[columns],
+            probabilities=probabilities[np.arange(len(columns)), columns],
+            method=method,
+        )
+        return display.plot(ax=ax)
+
+    def plot(self, ax: Any = None, *, n_columns: int = 3) -> Self:
+        """Draw.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            None makes a figure.
+        n_columns : int, default=3
+            Pictures a row, at most, not counting the copies; on a given `ax`, as many as make
+            them largest.
+
+        Returns
+        -------
+        ExplanationDisplay
+        """
+        check_matplotlib(f"{type(self).__name__}.plot")
+        known: Sequence[Any] = self.probabilities
+        if self.probabilities is None:
+            known = [None] * len(self.pictures)
+        tiles = []
+        for picture, found, target, probability in zip(
+            self.pictures, self.attributions, self.targets, known, strict=True
+        ):
+            rest = "" if probability is None else f" {probability:.2f}"
+            tiles.append(Tile(picture))
+            tiles.append(Tile(overlaid(picture, found), [(str(target), rest)]))
+        self.ax_, self.images_ = draw_grid(ax, tiles, 2 * n_columns, _CELL, together=2)
+        self.figure_ = self.ax_.figure
+        self.ax_.set_title(_TITLES[self.method], fontsize="medium")
+        return self
+
+
+def overlaid(picture: Picture, attributions: npt.NDArray[np.floating[Any]]) -> Picture:
+    """Colour a grey copy of a picture where something speaks for a class or against it."""
+    import matplotlib as mpl
+    from matplotlib.colors import to_rgb
+
+    if attributions.min() < 0:  # of single pixels: their neighbourhood shows more
+        attributions = gaussian_filter(attributions, len(picture) / 64)
+        strength = np.abs(attributions)
+        towards = np.where(attributions[..., None] > 0, to_rgb(ORANGE), to_rgb(BLUE))
+    else:
+        strength = attributions
+    strength = np.clip(strength / max(float(np.percentile(strength, _TOP)), 1e-12), 0, 1)
+    if attributions.min() >= 0:
+        towards = mpl.colormaps["inferno"](strength)[..., :3]
+    grey = picture.mean(axis=2, keepdims=True) / 255
+    share = _STRONGEST * strength[..., None]
+    mixed = (1 - share) * grey + share * towards
+    return np.asarray(np.round(255 * mixed), dtype=np.uint8)

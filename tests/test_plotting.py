@@ -1,0 +1,418 @@
+"""Displays: their pictures are compared with stored ones, their data with real fits."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.legend import Legend
+from matplotlib.testing.compare import compare_images
+from matplotlib.text import Text
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.svm import LinearSVC
+
+from sktl import PretrainedImageClassifier, PretrainedImageFeatures
+from sktl.plotting import (
+    ExplanationDisplay,
+    FeatureMapDisplay,
+    FreezeSearchDisplay,
+    ImagePredictionsDisplay,
+    TrainingCurveDisplay,
+)
+from sktl.plotting.drawing import shortened, stage_name
+
+REFERENCES = Path(__file__).parent / "data" / "plots"
+TOLERANCE = 6.0  # root mean square, of 255; lines are smoothed a little differently, too
+
+pytestmark = pytest.mark.usefixtures("one_thread", "plain_matplotlib")
+
+
+@pytest.fixture
+def plain_matplotlib():
+    """Settings of no user, and no window; figures are closed."""
+    backend = mpl.get_backend()
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update({"font.family": "DejaVu Sans", "savefig.dpi": 60})
+        yield
+        plt.close("all")
+    mpl.use(backend)
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(digits):
+    X, y = digits
+    clf = PretrainedImageClassifier(
+        image_size=32, freeze=-2, unfreeze="gradual", early_stopping=True, validation_fraction=0.2,
+        max_epochs=2, random_state=0,
+    )  # fmt: skip
+    return clf.fit(X[:60], y[:60])
+
+
+@pytest.fixture(scope="module")
+def frozen(digits):
+    X, y = digits
+    return PretrainedImageClassifier(image_size=32).fit(X[:60], y[:60])
+
+
+# Stored pictures ------------------------------------------------------------------------
+
+
+def history(last=0.55):
+    losses = [2.1, 1.6, 1.2, 0.9, 0.7, last]
+    return [
+        {
+            "epoch": i + 1,
+            "train_loss": loss,
+            "valid_loss": 0.8 * loss + 0.5 + 0.05 * i,
+            "valid_accuracy": 1 - 0.35 * loss,
+            "unfrozen_stages": 1 + i // 2,
+        }
+        for i, loss in enumerate(losses)
+    ]
+
+
+def training_curve(best_epoch=5):
+    stages = ["layer2", "layer3", "layer4"]
+    return TrainingCurveDisplay(
+        history=history(), best_epoch=best_epoch, stages=stages, head_first=True
+    ).plot()
+
+
+def one_epoch(**others):
+    return TrainingCurveDisplay(history=[{"epoch": 1, "train_loss": 0.5} | others]).plot()
+
+
+def freeze_search(best=0.9):
+    freeze = ["none", 2, -1, "all"]
+    params = [{"clf__freeze": f, "clf__lr": lr} for f in freeze for lr in (1e-4, 1e-2)]
+    results = {
+        "params": params,
+        "mean_test_score": np.array([0.7, 0.6, 0.8, 0.82, best, 0.85, 0.8, 0.78]),
+        "std_test_score": np.full(8, 0.03),
+        "mean_fit_time": np.array([9.0, 9.5, 7.0, 7.2, 3.0, 3.1, 1.0, 1.1]),
+    }
+    depths = np.repeat([0, 2, 4, 5], 2)
+    return FreezeSearchDisplay(cv_results=results, depths=depths, param="clf__freeze").plot()
+
+
+def pictures(n, side=24):
+    """Squares on a slope of grey, each at a place and of a colour of its own."""
+    slope = np.broadcast_to(np.linspace(60, 200, side), (side, side))
+    found = np.repeat(slope[None, :, :, None], n, axis=0).repeat(3, axis=3).astype(np.uint8)
+    for i in range(n):
+        top, left = 3 * i % (side - 8), 5 * i % (side - 8)
+        found[i, top : top + 8, left : left + 8] = (30 * i % 255, 255 - 20 * i % 255, 90)
+    return found
+
+
+def predictions(first=0.95):
+    names = [f"a_long_name_of_kind_{i}" for i in range(3)]
+    sure = np.array([first, 0.8, 0.7, 0.6, 0.5, 0.9])
+    proba = np.empty((6, 3))
+    proba[...] = (1 - sure[:, None]) / 2
+    proba[np.arange(6), [0, 1, 2, 0, 1, 2]] = sure
+    y_true = np.array(names)[[0, 2, 2, 1, 1, 2]]
+    return ImagePredictionsDisplay.from_predictions(pictures(6), y_true, proba)
+
+
+def explanation(method="grad_cam", strongest=0):
+    places = np.mgrid[:24, :24]
+    found = [np.exp(-((places - 8 * i - 4) ** 2).sum(0) / 20) for i in (strongest, 1, 2)]
+    found = np.array(found) - (0.3 if method == "integrated_gradients" else 0)
+    return ExplanationDisplay(
+        pictures=pictures(3), attributions=found, targets=["cat", "dog", "cat"],
+        probabilities=[0.9, 0.8, 0.55], method=method,
+    ).plot()  # fmt: skip
+
+
+def feature_map(n_classes=3, turn=0.0):
+    angles = np.linspace(0, 2 * np.pi, 41)[:40] + turn
+    points = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    shown = dict(zip((0, 10, 20, 30), pictures(4), strict=True))
+    return FeatureMapDisplay(
+        points=points, pictures=shown, labels=np.arange(40) * n_classes // 40,
+        axis_names=("First component", "Second component"),
+    ).plot()  # fmt: skip
+
+
+DRAWN = {
+    "training_curve": (training_curve, {"best_epoch": 4}),
+    "one_epoch": (one_epoch, {"valid_loss": 0.8, "valid_accuracy": 0.6, "unfrozen_stages": 1}),
+    "freeze_search": (freeze_search, {"best": 0.8}),
+    "predictions": (predictions, {"first": 0.55}),
+    "explanation": (explanation, {"strongest": 1}),
+    "feature_map": (feature_map, {"turn": 0.2}),
+    "many_classes": (lambda **kwargs: feature_map(12, **kwargs), {"turn": 0.2}),
+    "signed_explanation": (
+        lambda **kwargs: explanation("integrated_gradients", **kwargs),
+        {"strongest": 1},
+    ),
+}
+
+
+def save(display, file):
+    """Save at a fixed layout and without letters, which each release sets differently.
+
+    Gives the texts.
+    """
+    figure = display.figure_
+    figure.set_layout_engine(None)
+    has_frame = display.ax_.axison
+    figure.subplots_adjust(*(0.12, 0.32, 0.87, 0.88) if has_frame else (0, 0, 1, 0.87))
+    figure.canvas.draw()
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+    for text in texts:
+        text.set_alpha(0)
+    for legend in figure.findobj(Legend):  # whose place depends on the letters
+        legend.set_visible(False)
+    figure.savefig(file, metadata={"Software": None})
+    return sorted(text.get_text() for text in texts)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_pictures_are_as_stored(name, tmp_path):
+    draw, other = DRAWN[name]
+    stored = REFERENCES / f"{name}.png"
+    drawn, changed = tmp_path / "drawn.png", tmp_path / "changed.png"
+    texts = save(draw(), drawn)
+    assert texts == json.loads((REFERENCES / "texts.json").read_text())[name]
+    assert compare_images(str(stored), str(drawn), TOLERANCE) is None
+    save(draw(**other), changed)
+    assert "did not match" in compare_images(str(stored), str(changed), TOLERANCE)
+
+
+def test_stored_pictures_are_small():
+    files = list(REFERENCES.glob("*.png"))
+    assert {file.stem for file in files} == set(DRAWN)
+    assert sum(file.stat().st_size for file in files) < 600_000
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_displays_draw_on_given_axes(name):
+    import matplotlib.pyplot as plt
+
+    display = DRAWN[name][0]()
+    figure, axes = plt.subplots(1, 2)
+    assert display.plot(ax=axes[1]) is display
+    assert display.ax_ is axes[1]
+    assert display.figure_ is figure
+    assert not axes[0].has_data()
+
+
+def test_long_names_lose_their_middle():
+    assert shortened("short", 9) == "short"
+    assert shortened("a long name, 12", 9) == "a lo…, 12"
+    assert stage_name("encoder.layers.encoder_layer_11", 20) == "encoder_layer_11"
+    assert stage_name("features.7", 20) == "features.7"
+
+
+# Training curves ------------------------------------------------------------------------
+
+
+def test_training_curve_of_a_fit(fine_tuned):
+    display = TrainingCurveDisplay.from_estimator(Pipeline([("clf", fine_tuned)]))
+    names = ["train_loss", "valid_loss", "valid_accuracy"]
+    for line, name in zip(display.lines_, names, strict=True):
+        x, y = line.get_data()
+        assert list(x) == [1, 2]
+        assert list(y) == [row[name] for row in fine_tuned.history_]
+    assert [row["unfrozen_stages"] for row in fine_tuned.history_] == [1, 2]
+    assert display.unfreezing_ == [(1, "features.7"), (2, "features.6")]
+    assert display.best_epoch == fine_tuned.best_epoch_
+    assert display.accuracy_ax_ is not display.ax_
+
+
+def test_training_curve_of_all_rows_at_once(frozen):
+    display = TrainingCurveDisplay.from_estimator(frozen)
+    (line,) = display.lines_
+    assert line.get_data()[1] == [frozen.history_[0]["train_loss"]]
+    assert display.unfreezing_ == []
+    assert display.accuracy_ax_ is None
+
+
+def test_unfreezing_after_a_warm_start(digits):
+    X, y = digits
+    clf = PretrainedImageClassifier(image_size=32, lr=1e-3, max_epochs=1, warm_start=True)
+    clf.fit(X[:20], y[:20])
+    clf.set_params(freeze=-2).fit(X[:20], y[:20])
+    display = TrainingCurveDisplay.from_estimator(clf)
+    assert display.unfreezing_ == [(2, "features.6 to features.7")]
+
+
+def test_training_curve_needs_a_classifier():
+    with pytest.raises(TypeError, match="LinearSVC has no history_"):
+        TrainingCurveDisplay.from_estimator(LinearSVC())
+
+
+# Searches -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def search(digits):
+    X, y = digits
+    clf = PretrainedImageClassifier(image_size=32, max_epochs=1, random_state=0)
+    grid = {"clf__freeze": ["all", "features.5", -1], "clf__lr": [1e-3, 1e-2]}
+    found = GridSearchCV(Pipeline([("clf", clf)]), grid, cv=2)
+    return found.fit(X[:24], np.arange(24) % 2)
+
+
+def test_freeze_search_of_a_pipeline(search):
+    display = FreezeSearchDisplay.from_search(search)
+    assert display.depths == [8, 8, 6, 6, 7, 7]
+    labels = [label.get_text() for label in display.ax_.get_xticklabels()]
+    assert labels == ["6\nfeatures.5", "7\n-1", "8\nall"]
+    results = search.cv_results_
+    assert [line.get_label() for line in display.errorbar_] == ["lr=0.001", "lr=0.01"]
+    for number, container in enumerate(display.errorbar_):
+        rows = [2 + number, 4 + number, number]
+        np.testing.assert_array_equal(
+            container.lines[0].get_ydata(), results["mean_test_score"][rows]
+        )
+    times = [column.get_height() for column in display.columns_]
+    by_depth = results["mean_fit_time"].reshape(3, 2).mean(1)
+    assert times == pytest.approx(by_depth[[1, 2, 0]])
+    assert display.ax_.get_ylabel() == "Mean test accuracy"
+
+
+def test_freeze_search_without_a_best_estimator(digits):
+    X, y = digits
+    clf = PretrainedImageClassifier(image_size=32)
+    grid = [
+        {"freeze": ["all", 8]},
+        {"freeze": ["all"], "backbone": ["resnet18"], "weights": [None]},
+    ]
+    found = GridSearchCV(clf, grid, cv=2, refit=False, scoring=["accuracy", "f1_macro"])
+    found.fit(X[:12], np.arange(12) % 2)
+    with pytest.raises(ValueError, match=r"Pass one of them as metric"):
+        FreezeSearchDisplay.from_estimator(found)
+    with pytest.raises(ValueError, match=r"metric='f1' is not one of .*'f1_macro'"):
+        FreezeSearchDisplay.from_estimator(found, metric="f1")
+    display = FreezeSearchDisplay.from_estimator(found, metric="f1_macro")
+    assert display.depths == [8, 8, 5]
+    assert display.ax_.get_ylabel() == "Mean test f1_macro"
+    labels = [label.get_text() for label in display.ax_.get_xticklabels()]
+    assert labels == ["5\nall", "8\nall"]
+
+
+def test_freeze_search_needs_a_search_over_freeze(frozen):
+    with pytest.raises(NotFittedError):
+        FreezeSearchDisplay.from_estimator(GridSearchCV(frozen, {"freeze": ["all"]}))
+    other = GridSearchCV(LogisticRegression(), {"C": [1.0]}, cv=2)
+    other.fit(np.eye(4), [0, 1, 0, 1])
+    with pytest.raises(ValueError, match=r"has not tried values of `freeze`.*\['C'\]"):
+        FreezeSearchDisplay.from_estimator(other)
+
+
+# Predictions ----------------------------------------------------------------------------
+
+
+def test_worst_mistakes_come_first(frozen, digits):
+    X, y = digits
+    y = y.copy()
+    y[60:64] = (y[60:64] + 1) % 10  # there are mistakes to find
+    display = ImagePredictionsDisplay.from_estimator(frozen, X[60:], y[60:], n_images=12)
+    proba, predicted = frozen.predict_proba(X[60:]).max(1), frozen.predict(X[60:])
+    shown = display.indices_
+    wrong = (predicted != y[60:])[shown]
+    n_wrong = int((predicted != y[60:]).sum())
+    assert n_wrong >= 4
+    assert wrong[:n_wrong].all()
+    assert (np.diff(proba[shown][wrong]) <= 0).all()
+    assert (np.diff(proba[shown][~wrong]) >= 0).all()
+    assert display.ax_.get_title() == f"{n_wrong} mistakes in 60 pictures"
+    texts = [text.get_text() for text in display.ax_.texts]
+    first = shown[0]
+    assert texts[:2] == [f"✗ {predicted[first]} {proba[first]:.2f}", f"is {y[60 + first]}"]
+    grey = np.round(X[60 + first].reshape(8, 8) * 255 / 16).astype(np.uint8)
+    np.testing.assert_array_equal(display.images_[0].get_array()[..., 0], grey)
+
+
+def test_predictions_of_a_pipeline_of_files(save_photographs, tmp_path):
+    folder = save_photographs(tmp_path)
+    files = sorted(map(str, folder.glob("*/*.jpg")))
+    y = [Path(file).parent.name for file in files]
+    pipeline = make_pipeline(PretrainedImageFeatures(image_size=32), LogisticRegression())
+    display = ImagePredictionsDisplay.from_estimator(pipeline.fit(files, y), files, y, n_images=5)
+    assert len(display.images_) == 5
+    assert display.images_[0].get_array().shape == (200, 200, 3)
+
+
+def test_predictions_must_fit(frozen):
+    with pytest.raises(TypeError, match="LinearSVC has no predict_proba"):
+        ImagePredictionsDisplay.from_estimator(LinearSVC(), pictures(2), [0, 1])
+    with pytest.raises(ValueError, match=r"shape \(2, 3\).* each of the 2 classes"):
+        ImagePredictionsDisplay.from_predictions(pictures(2), [0, 1], np.ones((2, 3)) / 3)
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        ImagePredictionsDisplay.from_predictions(pictures(3), [0, 1], np.ones((2, 2)) / 2)
+
+
+# Explanations ---------------------------------------------------------------------------
+
+
+def test_explanations_of_a_fit(frozen, digits):
+    X, _ = digits
+    display = ExplanationDisplay.from_estimator(frozen, X[:3])
+    predicted, proba = frozen.predict(X[:3]), frozen.predict_proba(X[:3]).max(1)
+    texts = [text.get_text() for text in display.ax_.texts]
+    assert texts == [f"{k} {p:.2f}" for k, p in zip(predicted, proba, strict=True)]
+    np.testing.assert_array_equal(display.attributions, frozen.explain(X[:3]))
+    np.testing.assert_array_equal(display.images_[2].get_array(), display.pictures[1])
+    other = ExplanationDisplay.from_estimator(frozen, X[:3], 7)
+    assert list(other.targets) == [7, 7, 7]
+    assert other.probabilities == pytest.approx(frozen.predict_proba(X[:3])[:, 7])
+
+
+# Maps -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["pca", "tsne"])
+def test_map_of_features(frozen, photographs, method):
+    X, y = photographs
+    features = PretrainedImageFeatures(image_size=32).fit(X)
+    display = FeatureMapDisplay.from_estimator(features, X, y, method=method)
+    if method == "pca":
+        centred = features.transform(X).astype(float)
+        centred -= centred.mean(0)
+        _, scales, _ = np.linalg.svd(centred, full_matrices=False)
+        np.testing.assert_allclose(np.linalg.norm(display.points, axis=0), scales[:2], rtol=1e-4)
+        share = 100 * scales[0] ** 2 / (scales**2).sum()
+        assert display.ax_.get_xlabel() == f"First component, {share:.0f} % of variance"
+    for label, scatter in enumerate(display.scatters_):
+        np.testing.assert_array_equal(scatter.get_offsets(), display.points[y == label])
+    shown = list(display.pictures)
+    assert shown[0] == 0
+    gaps = np.abs(display.points[shown][:, None] - display.points[shown]).max(2)
+    side = 0.075 * np.ptp(display.points, axis=0).max()
+    assert (gaps[~np.eye(len(shown), dtype=bool)] >= side).all()
+
+
+def test_map_needs_features(frozen, digits):
+    X, y = digits
+    with pytest.raises(ValueError, match="at least 3 images, got 2"):
+        FeatureMapDisplay.from_estimator(frozen, X[:2])
+    with pytest.raises(ValueError, match="method='umap' is not one of"):
+        FeatureMapDisplay.from_estimator(frozen, X, method="umap")
+    with pytest.raises(TypeError, match="LinearSVC has no transform"):
+        FeatureMapDisplay.from_estimator(LinearSVC(), X)
+
+
+# Without matplotlib ---------------------------------------------------------------------
+
+
+def test_missing_matplotlib_is_named(monkeypatch):
+    display = TrainingCurveDisplay(history=history())
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    message = "TrainingCurveDisplay.plot requires matplotlib"
+    with pytest.raises(ImportError, match=re.escape(message)) as caught:
+        display.plot()
+    assert "sktl[plot]" in str(caught.value)
