@@ -4,8 +4,8 @@ What a classifier learned, in pictures
 
 Draw how a network was trained, which freeze depth is best, what it gets wrong and where it looks.
 
-``python examples/plots.py [path/to/pictures]``; without a folder of your own, the pictures are crops
-of ten photographs. It needs matplotlib and captum: ``pip install 'sktl[plot,explain]'``
+``python examples/plots.py [path/to/pictures]``; without a folder of your own, the pictures are
+crops of ten photographs. It needs matplotlib and captum: ``pip install 'sktl[plot,explain]'``
 """
 
 # %%
