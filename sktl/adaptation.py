@@ -29,9 +29,9 @@ from .hardware import PRECISIONS
 from .heads import HeadShape
 from .images import Images
 from .inference import FrozenModule
-from .model import Model, assemble_net
+from .model import Model, assemble_net, copy_tensors, whole_network
 from .optimization import TrainingPlan, default_lr
-from .prefix import named_tensors, run_on_images
+from .prefix import run_on_images
 
 _TRUSTED = 0.75  # share of the accuracy at home that must be expected
 _RARE = 1e-3  # a class that isn't seen may still occur
@@ -203,7 +203,7 @@ def _own_statistics(job: Job) -> Adapted:
             'method="adabn" runs the network on the images of the fit once more. Pass them as '
             "X_source, with their labels as y_source."
         )
-    network = _whole_network(job.model)
+    network = whole_network(job.model).to(job.model.device)
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if not norms:
         raise ValueError(
@@ -244,7 +244,7 @@ def _lower_entropy(job: Job) -> Adapted:
     D. Wang et al., Tent: Fully Test-Time Adaptation by Entropy Minimization (2021),
     arXiv:2006.10726.
     """
-    network = _whole_network(job.model).requires_grad_(False)
+    network = whole_network(job.model).to(job.model.device).requires_grad_(False)
     adjusted = [p for m in network.modules() if isinstance(m, _NORMS) for p in m.parameters()]
     if not adjusted:
         raise ValueError(
@@ -298,7 +298,7 @@ def _batches(job: Job, images: Images, seed: int = 0) -> Iterator[Tensor]:
 def _with_head(job: Job, head: LinearHead) -> Adapted:
     """The same network with another head, which reads the same features."""
     adapted = _assembled(job.model, job.model.depth, job.model.plan, head)
-    _copy_tensors(job.model.net.module_.suffix, adapted.net.module_.suffix)
+    copy_tensors(job.model.net.module_.suffix, adapted.net.module_.suffix)
     return adapted, job.features
 
 
@@ -306,7 +306,7 @@ def _with_network(model: Model, network: nn.Module, head: LinearHead) -> Model:
     """A model none of whose stages is frozen, since all of them have changed."""
     plan = replace(model.plan, optimizer="adamw", lr=default_lr("adamw", frozen=False))
     adapted = _assembled(model, 0, plan, head)
-    _copy_tensors(network, adapted.net.module_.suffix)
+    copy_tensors(network, adapted.net.module_.suffix)
     return adapted
 
 
@@ -320,20 +320,3 @@ def _assembled(model: Model, depth: int, plan: TrainingPlan, head: LinearHead) -
         linear.weight.copy_(head.weight)
         linear.bias.copy_(head.bias)
     return Model(*parts, model.precision, model.device, shape, plan, net)
-
-
-def _whole_network(model: Model) -> nn.Module:
-    """From uint8 images to features, in evaluation mode and with the weights of the model."""
-    network = model.backbone.suffix(0, model.pooling)
-    if 0 < model.depth < len(model.backbone.stages):
-        _copy_tensors(model.net.module_.suffix, network[1])  # type: ignore[index]
-    elif model.depth == 0:
-        _copy_tensors(model.net.module_.suffix, network)
-    return network.to(model.device).eval()
-
-
-@torch.no_grad()
-def _copy_tensors(module: nn.Module, to: nn.Module) -> None:
-    targets = named_tensors(to)
-    for name, tensor in named_tensors(module).items():
-        targets[name].copy_(tensor)

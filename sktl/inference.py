@@ -35,7 +35,7 @@ class FrozenModule:
     def __init__(self, module: nn.Module, precision: str, device: torch.device) -> None:
         self.device = device
         self.dtype = PRECISIONS[precision]
-        self.module = _fused(module).requires_grad_(False).to(device, self.dtype)
+        self.module = fused(module).requires_grad_(False).to(device, self.dtype)
         self.module = self.module.to(memory_format=torch.channels_last)
         self.batch_size = _BATCH[device.type]
 
@@ -162,32 +162,38 @@ def ahead(
         torch.set_num_threads(n_before)  # what threads that start later begin with
 
 
-def _fused(module: nn.Module) -> nn.Module:
-    """Copy a module with each batch norm folded into the convolution before it."""
+def fused(module: nn.Module) -> nn.Module:
+    """Copy a module in evaluation mode, with each batch norm folded into the convolution before it.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        It isn't changed.
+    """
     if isinstance(module, fx.GraphModule):
         return _fused_graph(module)
     if isinstance(module, CutNetwork):
         return _fused_graph(module.evaluation)
     if isinstance(module, nn.Sequential):
-        return nn.Sequential(*(_fused(part) for part in module)).eval()
+        return nn.Sequential(*(fused(part) for part in module)).eval()
     return copy.deepcopy(module).eval()
 
 
 def _fused_graph(module: fx.GraphModule) -> fx.GraphModule:
-    fused = copy.deepcopy(module).eval()
-    calls = Counter(node.target for node in fused.graph.nodes if node.op == "call_module")
-    for node in list(fused.graph.nodes):
+    whole = copy.deepcopy(module).eval()
+    calls = Counter(node.target for node in whole.graph.nodes if node.op == "call_module")
+    for node in list(whole.graph.nodes):
         source = node.args[0] if node.args else None
         if not (isinstance(source, fx.Node) and node.op == source.op == "call_module"):
             continue
         path = str(source.target)
-        convolution, norm = fused.get_submodule(path), fused.get_submodule(str(node.target))
+        convolution, norm = whole.get_submodule(path), whole.get_submodule(str(node.target))
         alone = len(source.users) == 1 and calls[source.target] == calls[node.target] == 1
         if alone and type(convolution) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
             parent, _, name = path.rpartition(".")
-            setattr(fused.get_submodule(parent), name, fuse_conv_bn_eval(convolution, norm))
+            setattr(whole.get_submodule(parent), name, fuse_conv_bn_eval(convolution, norm))
             node.replace_all_uses_with(source)
-            fused.graph.erase_node(node)
-    fused.delete_all_unused_submodules()
-    fused.recompile()
-    return fused
+            whole.graph.erase_node(node)
+    whole.delete_all_unused_submodules()
+    whole.recompile()
+    return whole

@@ -19,7 +19,7 @@ from .images import Images
 from .inference import FrozenModule
 from .net import SuffixNet, make_net
 from .optimization import TrainingPlan
-from .prefix import FrozenPrefix, freeze_prefix, run_on_images
+from .prefix import FrozenPrefix, freeze_prefix, named_tensors, run_on_images
 
 _IN_FLIGHT = 512  # images whose features before the suffix are held at a time
 
@@ -132,3 +132,26 @@ def assemble_net(
         prepare=prepare,
         callbacks=callbacks,
     )
+
+
+def whole_network(model: Model) -> nn.Module:
+    """The network as it was fitted, from prepared uint8 images to what the head reads.
+
+    Returns
+    -------
+    torch.nn.Module
+        A copy on the CPU, in float32 and in evaluation mode.
+    """
+    network = model.backbone.suffix(0, model.pooling)
+    if model.depth < len(model.backbone.stages):
+        fitted = network if model.depth == 0 else network[1]  # type: ignore[index]
+        copy_tensors(model.net.module_.suffix, fitted)
+    return network.cpu().eval()
+
+
+@torch.no_grad()
+def copy_tensors(module: nn.Module, to: nn.Module) -> None:
+    """Give a module the weights and buffers of another, which it has under the same names."""
+    targets = named_tensors(to)
+    for name, tensor in named_tensors(module).items():
+        targets[name].copy_(tensor)

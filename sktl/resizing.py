@@ -134,11 +134,13 @@ class ResampleAndCrop(nn.Module):
         resized = torch.floor(self.resize * length / short)
         # No weight is larger than those of the first half of an axis; strips repeat themselves.
         first = torch.arange((3 * self.resize + 1) // 2, dtype=torch.float64)[:, None]
-        largest = torch.where(first < resized, self._filtered(first, n, length, resized), 0.0).amax()
+        largest = torch.where(
+            first < resized, self._filtered(first, n, length, resized), 0.0
+        ).max()
         # Powers of two by which the largest weight stays within 16 bits.
         powers = 2.0 ** torch.arange(1, 23, dtype=torch.float64)
         fitting = torch.floor(largest * powers + 0.5) < _INT16
-        unit = torch.where(fitting, powers, 1.0).amax()
+        unit = torch.where(fitting, powers, 1.0).max()
         start = torch.round((resized - self.crop) / 2)
         places = start + torch.arange(self.crop, dtype=torch.float64)[:, None]
         exact = self._filtered(places, n, length, resized) * unit
