@@ -921,9 +921,9 @@ class PretrainedImageClassifier(
         """Make a torch module of the classifier: images in, probabilities out.
 
         Resizing, cropping and normalising are inside. The module is a copy, and needs neither the
-        classifier nor its cache. :func:`torch.export.export` (with any number and size of images),
-        :func:`torch.jit.trace` and :func:`torch.compile` take it; what the first two save runs
-        without sktl, while a pickled module needs it.
+        classifier nor its cache. :func:`torch.export.export`, :func:`torch.jit.trace` and
+        :func:`torch.compile` take it, for any number of images of any size. What the first two
+        save runs without sktl; a pickled module needs it.
 
         Returns
         -------
@@ -949,9 +949,10 @@ class PretrainedImageClassifier(
 
         Notes
         -----
-        Probabilities are those of :meth:`predict_proba` with ``precision="float32"`` but for the
-        last digits. Images more than three times as long as wide are resized whole, where
-        :meth:`predict_proba` takes a part; a few of their pixels may differ by a grey level.
+        Pixels are those of :meth:`predict_proba`, and probabilities those with
+        ``precision="float32"`` but for the last digits. Exported, traced and compiled programs
+        resize by matrix products, which of pictures of many megapixels takes longer than the
+        network; shrink them first.
 
         Examples
         --------
@@ -1005,9 +1006,10 @@ class PretrainedImageClassifier(
 
         Notes
         -----
-        Labels and probabilities are those of :meth:`to_torch` but for the last digits. ONNX's own
-        Resize rounds otherwise than torch, so the file resizes by matrix products in float64. Of
-        pictures of many megapixels that takes longer than the network: shrink them first.
+        Probabilities are those of :meth:`predict_proba` with ``precision="float32"`` but for the
+        last digits. As ONNX's own Resize rounds otherwise than torch, the file resizes by matrix
+        products in float64. Of pictures of many megapixels that takes longer than the network;
+        shrink them first.
         """
         check_is_fitted(self)
         to_onnx(self._model, self._format, self.classes_, path)

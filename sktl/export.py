@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .images import EIGHT_BIT, ImageFormat, Range
 from .inference import fused
 from .model import Model, whole_network
-from .resizing import ResampleAndCrop, ResizeAndCrop
+from .resizing import ResizeAndCrop
 from .sealed import Path, replacing
 
 _LARGEST_FILE = 2**31 - 2**24  # bytes of weights: a file of protocol buffers ends at 2 GiB
@@ -98,7 +98,8 @@ class TorchClassifier(nn.Module):
         -------
         probabilities : float32 tensor of shape (n, n_classes)
         """
-        if not torch.jit.is_tracing() and (images.ndim != 4 or images.shape[1] != 3):
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+        if not tracing and (images.ndim != 4 or images.shape[1] != 3):
             raise ValueError(f"images must be of shape (n, 3, h, w), got {tuple(images.shape)}.")
         features = self.network(self.prepare(self.read(images)))
         return torch.softmax(self.head(features), dim=1)
@@ -150,9 +151,9 @@ def to_onnx(model: Model, fmt: ImageFormat, classes: npt.NDArray[Any], path: Pat
     onnx = _import_onnx()
     limits = _range_of("uint8", fmt)
     # Where uint8 arrays are refused, they may still come from files, which are of 8 bits.
-    low, high = EIGHT_BIT if isinstance(limits, str) else limits
-    read = ReadPixels((low, high), "")
-    module = _assembled(model, read, ResampleAndCrop(model.backbone.recipe), classes)
+    low, high = limits = EIGHT_BIT if isinstance(limits, str) else limits
+    prepare = ResizeAndCrop(model.backbone.recipe)
+    module = _assembled(model, ReadPixels(limits, limits), prepare, classes)
     _check_size(module)
     proto = _converted(module, model.backbone.recipe.crop)
     about = {
@@ -204,8 +205,15 @@ def _converted(module: nn.Module, crop: int) -> Any:
         )
     except Exception as error:  # the exporter raises whatever a network's code does
         raise ValueError(
-            "The network can't be exported to ONNX, since it does what has no counterpart there: "
-            f"{type(error).__name__}: {error}"
+            f"The network can't be exported to ONNX: {_reason(error)} Use to_torch."
         ) from error
     assert exported is not None
     return exported.model_proto
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what went wrong first; torch's own summary takes pages."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -174,7 +174,7 @@ def fused(module: nn.Module) -> nn.Module:
         return _fused_graph(module)
     if isinstance(module, CutNetwork):
         return _fused_graph(module.evaluation)
-    if isinstance(module, nn.Sequential):
+    if type(module) is nn.Sequential:  # a subclass may have a forward of its own
         return nn.Sequential(*(fused(part) for part in module)).eval()
     return copy.deepcopy(module).eval()
 
