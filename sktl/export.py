@@ -192,7 +192,8 @@ def _check_size(module: nn.Module) -> None:
 def _converted(module: nn.Module, crop: int) -> Any:
     """The model in ONNX's own classes."""
     example = torch.zeros(2, 3, crop + 3, crop + 5, dtype=torch.uint8)
-    sizes = {0: torch.export.Dim("n"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
+    names = {0: "n", 2: "height", 3: "width"}
+    sizes = {axis: torch.export.Dim(name) for axis, name in names.items()}
     try:
         program = torch.export.export(module, (example,), dynamic_shapes=(sizes,))
         exported = torch.onnx.export(
@@ -200,6 +201,7 @@ def _converted(module: nn.Module, crop: int) -> Any:
             dynamo=True,
             input_names=["images"],
             output_names=["probabilities"],
+            dynamic_shapes=(names,),
             opset_version=_OPSET,
             verbose=False,
         )

@@ -126,7 +126,8 @@ def _anchor(candidates: Tensor, resized: Tensor, scale: Tensor) -> Tensor:
     """The first of the candidates nearest to a pixel border of the source."""
     candidates = torch.minimum(candidates.clamp_min(0.0), resized)
     position = candidates * scale
-    return candidates[torch.argmin((position - torch.round(position)).abs())]
+    nearest = torch.argmin((position - torch.round(position)).abs())
+    return candidates.index_select(0, nearest.reshape(1)).reshape(())
 
 
 def _rounded(sums: Tensor, unit: Tensor) -> Tensor:
