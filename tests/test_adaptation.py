@@ -13,7 +13,7 @@ from torch import nn
 
 import sktl.alignment
 from sktl import DomainShiftWarning, PretrainedImageClassifier
-from sktl.adaptation import METHODS, _learn_statistics, _whole_network
+from sktl.adaptation import METHODS, _learn_statistics
 from sktl.alignment import (
     Home,
     LabelledFeatures,
@@ -30,6 +30,7 @@ from sktl.alignment import (
     sample_rows,
     standardized_head,
 )
+from sktl.model import whole_network
 
 SIZE = 64
 SETTINGS = Settings(weight_decay=1e-2, label_smoothing=0.0)
@@ -275,7 +276,7 @@ def test_batch_norm_learns_the_statistics_of_the_images(two_sources):
         maps = network[0](suffix[0](images))
     torch.testing.assert_close(first.running_mean, maps.mean((0, 2, 3)), rtol=0.02, atol=0.02)
     assert not torch.allclose(network[1].running_mean, first.running_mean, atol=0.05)
-    kept = _whole_network(clf._model)
+    kept = whole_network(clf._model)
     torch.testing.assert_close(kept(images), torch.as_tensor(clf.transform(other)))
     _learn_statistics(kept, [first], iter([]))  # leaves the network in evaluation mode
     assert not any(m.training for m in kept.modules())
@@ -296,7 +297,7 @@ def test_entropy_falls_and_only_norms_change(two_sources):
         name.rpartition("body.")[2]
         for (name, tensor), old in zip(
             surer.net_.module_.suffix.state_dict().items(),
-            _whole_network(clf._model).state_dict().values(),
+            whole_network(clf._model).state_dict().values(),
             strict=True,
         )
         if not torch.equal(tensor, old)
