@@ -28,6 +28,7 @@ GUIDE = [
     "speed",
     "plots",
     "saving",
+    "exporting",
     "clusters",
     "reliability",
     "scikit-learn",
@@ -50,7 +51,7 @@ NOT_EXAMPLES = {"contact_sheet.py", "pictures.py", "score_folder.py"}
 # sktl's modules in the order in which data flows, in groups.
 MODULES = {
     "Images: From what X is to uint8 pixels.": "decoding images datasets",
-    "Preprocessing: From pixels to what a network was trained on.": "preprocessing augmentation",
+    "Preprocessing: From pixels to what a network was trained on.": "preprocessing resizing augmentation",
     "Backbones: Networks, their weights, and where they can be cut.": (
         "backbones.efficientnet_lite backbones.registry backbones.weights backbones.graph "
         "backbones.stages backbones.split backbones"
@@ -61,7 +62,7 @@ MODULES = {
         "fitting explanation"
     ),
     "Files: What a fitted estimator is on the disk.": (
-        "persistence sealed expectations layouts saving"
+        "persistence sealed expectations layouts saving export"
     ),
     "Estimators: Scikit-learn's face.": "summary base features classifier",
     "Plots: Scikit-learn's displays, of what fitted estimators know.": (

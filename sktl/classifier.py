@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,6 +35,7 @@ from .backbones import Backbone
 from .base import ImageEstimator, rows_at
 from .explanation import METHODS as EXPLANATIONS
 from .explanation import explain_images
+from .export import TorchClassifier, to_onnx, to_torch
 from .fitting import Fit, Setup, Task, fit_model
 from .images import Images, kind_of
 from .layouts import CLASSIFIER
@@ -987,6 +989,103 @@ class PretrainedImageClassifier(
         check_is_fitted(self)
         names = [f"penultimate_{i}" for i in range(self._model.head.in_features)]
         return np.asarray(names, dtype=object)
+
+    def to_torch(self) -> TorchClassifier:
+        """Make a torch module of the classifier: images in, probabilities out.
+
+        Resizing, cropping and normalising are inside. The module is a copy, and needs neither the
+        classifier nor its cache. :func:`torch.export.export`, :func:`torch.jit.trace` and
+        :func:`torch.compile` take it, for any number of images of any size. What the first two
+        save runs without sktl; a pickled module needs it.
+
+        Returns
+        -------
+        torch.nn.Module
+            In evaluation mode, in float32 on the CPU, with weights that ask for no gradient. It
+            maps a tensor of RGB images (n, 3, h, w) to probabilities (n, n_classes), float32, in
+            the order of its attribute `classes`, a list.
+
+            uint8 images are read as 0 to 255, or by the parameter `pixel_range` where it is given;
+            floats by ``pixel_range_``, clipped, and rounded to 256 grey levels. As in
+            :meth:`predict_proba`, images are refused whose range `fit` could not know: floats,
+            where it saw 8-bit images only, and uint8, where it saw floats of a range such as 0 to
+            16. Floats that are not finite aren't refused.
+
+        Raises
+        ------
+        NotFittedError
+            If the classifier isn't fitted.
+
+        See Also
+        --------
+        to_onnx : The same in a file for other runtimes.
+
+        Notes
+        -----
+        Pixels are those of :meth:`predict_proba`, and probabilities those with
+        ``precision="float32"`` but for the last digits. Exported, traced and compiled programs
+        resize by matrix products, which of pictures of many megapixels takes longer than the
+        network; shrink them first.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from sklearn.datasets import load_digits
+        >>> from sktl import PretrainedImageClassifier
+        >>> X, y = load_digits(n_class=2, return_X_y=True)
+        >>> clf = PretrainedImageClassifier(image_size=32).fit(X[:20], y[:20])
+        >>> module = clf.to_torch()
+        >>> images = torch.tensor(X[20:24]).reshape(4, 1, 8, 8).expand(4, 3, 8, 8)
+        >>> module(images).argmax(1)
+        tensor([1, 1, 1, 0])
+        """
+        check_is_fitted(self)
+        return to_torch(self._model, self._format, self.classes_)
+
+    def to_onnx(self, path: str | os.PathLike[str]) -> None:
+        """Write the classifier as an ONNX file: images in, probabilities out.
+
+        Resizing, cropping and normalising are inside. The file's input ``images`` takes uint8 RGB
+        images (n, 3, h, w), any number of any size; its output ``probabilities`` is float32
+        (n, n_classes). Images are read as 0 to 255, like those of files, or by the parameter
+        `pixel_range` where it is given. Of a pipeline, ``pipe[-1].to_onnx(path)`` writes the last
+        step, and what earlier steps do to X isn't in the file.
+
+        The file's ``metadata_props`` tell what is what: ``classes`` is a JSON list of the labels
+        in the order of the probabilities, ``input`` and ``output`` are text, and
+        ``sktl_version`` is the version that wrote it. Whoever reads it while it is written finds
+        the whole old file or the whole new one.
+
+        Parameters
+        ----------
+        path : str or path
+            Such as "model.onnx".
+
+        Raises
+        ------
+        ImportError
+            If onnx or onnxscript is missing; ``pip install sktl[onnx]`` brings them.
+        NotFittedError
+            If the classifier isn't fitted.
+        OSError
+            If the file can't be written.
+        ValueError
+            If the network, or how its images are resized, can't be written as ONNX, or the weights
+            take more than the 2 GiB of an ONNX file. The file is then as it was.
+
+        See Also
+        --------
+        to_torch : The same as a torch module.
+
+        Notes
+        -----
+        Probabilities are those of :meth:`predict_proba` with ``precision="float32"`` but for the
+        last digits. As ONNX's own Resize rounds otherwise than torch, the file resizes by matrix
+        products in float64. Of pictures of many megapixels that takes longer than the network;
+        shrink them first.
+        """
+        check_is_fitted(self)
+        to_onnx(self._model, self._format, self.classes_, path)
 
     def explain(
         self, X: Any, target: Any = None, *, method: str = "grad_cam"

@@ -76,7 +76,7 @@ def fuse(module: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Modu
     torch.nn.Module
         For channels-last maps. It can't be moved or brought to another number format.
     """
-    fused = _without_norms(module).requires_grad_(False).to(device, dtype)
+    fused = fold_norms(module).requires_grad_(False).to(device, dtype)
     fused = fused.to(memory_format=torch.channels_last)
     return _packed(fused, dtype) if _is_packed(device, dtype) else fused
 
@@ -84,19 +84,25 @@ def fuse(module: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Modu
 # Batch norm ----------------------------------------------------------------------------
 
 
-def _without_norms(module: nn.Module) -> nn.Module:
-    """Copy a module with each batch norm folded into the convolution before it."""
+def fold_norms(module: nn.Module) -> nn.Module:
+    """Copy a module in evaluation mode, with each batch norm folded into the convolution before it.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        It isn't changed.
+    """
     if isinstance(module, CutNetwork):
         module = module.evaluation
-    if isinstance(module, nn.Sequential):
-        return nn.Sequential(*(_without_norms(part) for part in module)).eval()
+    if type(module) is nn.Sequential:  # a subclass may have a forward of its own
+        return nn.Sequential(*(fold_norms(part) for part in module)).eval()
     copied = copy.deepcopy(module).eval()
     if isinstance(copied, fx.GraphModule):
-        _fold_norms(copied)
+        _fold_in(copied)
     return copied
 
 
-def _fold_norms(network: fx.GraphModule) -> None:
+def _fold_in(network: fx.GraphModule) -> None:
     calls = Counter(node.target for node in network.graph.nodes if node.op == "call_module")
     for node in list(network.graph.nodes):
         source = _source(node)
@@ -232,7 +238,7 @@ class _Normalize(nn.Module):
 
 
 def _packed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    if isinstance(module, nn.Sequential):
+    if type(module) is nn.Sequential:
         return nn.Sequential(*(_packed(part, dtype) for part in module))
     if type(module) is Normalize:
         return _Normalize(module)

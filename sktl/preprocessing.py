@@ -16,10 +16,10 @@ from .images import Images
 
 # The modes that a tensor can be resized with, and how many source pixels each reaches to a side
 # (times the scale, when an antialiased filter shrinks an image).
-_REACH = {"nearest": 1, "nearest-exact": 1, "bilinear": 1, "bicubic": 2}
+REACH = {"nearest": 1, "nearest-exact": 1, "bilinear": 1, "bicubic": 2}
 
 # A picture whose long side is up to this many times its short side is resized whole.
-_STRIP_ASPECT = 3
+STRIP_ASPECT = 3
 
 # Images of a list are stacked up to this many bytes: small ones share a call, and large ones,
 # which would gain little by it, aren't copied.
@@ -56,9 +56,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse a recipe that can't be followed."""
-        if self.interpolation not in _REACH:
+        if self.interpolation not in REACH:
             raise ValueError(
-                f"interpolation must be one of {sorted(_REACH)}, got {self.interpolation!r}."
+                f"interpolation must be one of {sorted(REACH)}, got {self.interpolation!r}."
             )
         if not 1 <= self.crop <= self.resize:
             raise ValueError(
@@ -162,13 +162,13 @@ class Recipe:
     def _span(self, length: int, resized: int) -> _Span:
         """Say which pixels of an axis to resize, to how many, and which of those to keep."""
         start = round((resized - self.crop) / 2)
-        if resized <= _STRIP_ASPECT * self.resize:
+        if resized <= STRIP_ASPECT * self.resize:
             return _Span(slice(0, length), resized, slice(start, start + self.crop))
 
         # A strip: resized whole it could have millions of pixels, of which the crop keeps
         # hundreds. Resize only a window, with margins that hide its borders from the crop.
         scale = length / resized
-        margin = int((_REACH[self.interpolation] + 1) * max(1.0, 1 / scale)) + 1
+        margin = int((REACH[self.interpolation] + 1) * max(1.0, 1 / scale)) + 1
         left = _anchor(start - margin, -1, self.resize, resized, scale)
         right = _anchor(start + self.crop + margin, 1, self.resize, resized, scale)
         return _Span(

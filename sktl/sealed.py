@@ -83,7 +83,7 @@ def write_sealed(path: Path, document: dict[str, Any], tensors: dict[str, Tensor
     header = _header(document, {name: tensors[name] for name in names})
     start = len(header).to_bytes(8, "little") + header
     digits = _checksum(start, blocks)
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.write(start[: _CHECKSUM.start] + digits + start[_CHECKSUM.stop :])
         for block in blocks:
             file.write(block)
@@ -137,8 +137,14 @@ def _checksum(start: bytes, blocks: Iterable[bytes | memoryview]) -> bytes:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of an old one when all has been written."""
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of an old one when all has been written.
+
+    Parameters
+    ----------
+    path : str or path
+        Whoever reads it meanwhile, or kills the process, finds the old file or the new one.
+    """
     target = os.path.realpath(path)  # what a link points to is replaced, and not the link
     folder, name = os.path.split(target)
     beginning = f".{name[:100]}."

@@ -26,6 +26,17 @@ def test_the_given_module_is_not_changed(module):
     assert all(torch.equal(module.state_dict()[name], before[name]) for name in before)
 
 
+def test_a_sequence_with_a_forward_of_its_own_keeps_it(module):
+    class Doubled(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    images = torch.rand(2, 3, 8, 8)
+    expected = 2 * FrozenModule(module, "float32", CPU)(images)
+    found = FrozenModule(nn.Sequential(Doubled(*module)).eval(), "float32", CPU)(images)
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_outputs_have_the_precision(module, precision):
     output = FrozenModule(module, precision, CPU)(torch.rand(2, 3, 8, 8))

@@ -32,7 +32,7 @@ class ExplanationDisplay:
     pictures : uint8 array of shape (n, h, w, 3)
         As the network sees them.
     attributions : float array of shape (n, h, w)
-        From :meth:`PretrainedImageClassifier.explain`.
+        From :meth:`sktl.PretrainedImageClassifier.explain`.
     targets : array-like of shape (n,)
         The class that is explained.
     probabilities : array-like of shape (n,) or None, default=None
@@ -89,7 +89,7 @@ class ExplanationDisplay:
         method: str = "grad_cam",
         ax: Any = None,
     ) -> Self:
-        """Draw what :meth:`PretrainedImageClassifier.explain` finds.
+        """Draw what :meth:`sktl.PretrainedImageClassifier.explain` finds.
 
         Parameters
         ----------
