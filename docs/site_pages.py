@@ -51,7 +51,9 @@ NOT_EXAMPLES = {"contact_sheet.py", "pictures.py", "score_folder.py"}
 # sktl's modules in the order in which data flows, in groups.
 MODULES = {
     "Images: From what X is to uint8 pixels.": "decoding images datasets",
-    "Preprocessing: From pixels to what a network was trained on.": "preprocessing resizing augmentation",
+    "Preprocessing: From pixels to what a network was trained on.": (
+        "preprocessing resizing augmentation"
+    ),
     "Backbones: Networks, their weights, and where they can be cut.": (
         "backbones.efficientnet_lite backbones.registry backbones.weights backbones.graph "
         "backbones.stages backbones.split backbones"

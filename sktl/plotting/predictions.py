@@ -129,8 +129,8 @@ class ImagePredictionsDisplay:
         Parameters
         ----------
         images : array, list, Series or DataFrame of n_samples images
-            What :meth:`sktl.PretrainedImageClassifier.fit` takes as X. Of rows, the shape must be told
-            from their width; otherwise reshape them.
+            What :meth:`sktl.PretrainedImageClassifier.fit` takes as X. Of rows, the shape must be
+            told from their width; otherwise reshape them.
         y_true : array-like of shape (n_samples,)
         y_proba : array-like of shape (n_samples, n_classes)
         classes : array-like of shape (n_classes,), default=None
