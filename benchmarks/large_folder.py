@@ -97,7 +97,7 @@ def halves(files: str, n: int) -> tuple[float, float]:
         for _ in ahead(lambda b: backbone.recipe.read(images, b), batches, torch.get_num_threads()):
             pass
 
-    prepared = backbone.recipe.read(images, range(PER_RUN))
+    prepared = backbone.recipe.read(images, range(min(n, PER_RUN)))
 
     def run() -> None:
         for _ in module.map(lambda b: prepared[: len(b)], range(n)):
