@@ -321,10 +321,10 @@ def fit_slowly(directory, X, y):
     read = images._ArrayImages.batch
     count = itertools.count()
 
-    def slow(self, indices):
+    def slow(self, indices, size=None):
         if next(count) >= 5:
             time.sleep(60)
-        return read(self, indices)
+        return read(self, indices, size)
 
     images._ArrayImages.batch = slow
     PretrainedImageClassifier(image_size=37, cache=directory).fit(X, y)

@@ -35,7 +35,7 @@ def make(seed=0, **params):
         "image_size": 32,
         "lr": 3e-3,
         "backbone_lr": 3e-3,
-        "max_epochs": 5,
+        "max_epochs": 8,
         "batch_size": 16,
         "schedule": "constant",
     }

@@ -417,9 +417,9 @@ def test_a_file_that_goes_away_while_it_is_read(mixed, folder, tmp_path, monkeyp
     fleeting = tmp_path / "fleeting.png"
     fleeting.write_bytes((folder / "animation.gif").read_bytes())
 
-    def decode(path):
+    def decode(path, size=None):
         fleeting.unlink(missing_ok=True)
-        return decode_file(path)
+        return decode_file(path, size)
 
     monkeypatch.setattr("sktl.images.decode_file", decode)
     clf = PretrainedImageClassifier(image_size=SIZE, on_error="skip", cache=None)
