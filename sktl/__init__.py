@@ -7,6 +7,7 @@ from .backbones import list_backbones
 from .classifier import PretrainedImageClassifier
 from .datasets import load_image_folder
 from .features import PretrainedImageFeatures
+from .parallel import data_parallel
 from .saving import MissingWeightsError, load
 from .sealed import FileFormatError, NotSavableError
 
@@ -19,6 +20,7 @@ __all__ = [
     "NotSavableError",
     "PretrainedImageClassifier",
     "PretrainedImageFeatures",
+    "data_parallel",
     "list_backbones",
     "load",
     "load_image_folder",

@@ -1,5 +1,7 @@
 """Searches and prefix passes on several worker processes that share one cache directory."""
 
+import multiprocessing
+import os
 import sqlite3
 from collections import Counter
 from contextlib import closing, contextmanager
@@ -7,8 +9,12 @@ from contextlib import closing, contextmanager
 import joblib
 import numpy as np
 import pytest
+import torch
 from sklearn.model_selection import GridSearchCV
+from torch import distributed, nn
+from torchvision.models.resnet import BasicBlock
 
+import sktl
 from sktl import PretrainedImageClassifier, PretrainedImageFeatures, load_image_folder
 from sktl.cache import DirectoryCache
 
@@ -50,13 +56,7 @@ def on_ray():
         ray.shutdown()
 
 
-@contextmanager
-def on_loky():
-    with joblib.parallel_config("loky", n_jobs=2):
-        yield
-
-
-@pytest.fixture(params=[on_loky, on_dask, on_ray], ids=lambda engine: engine.__name__[3:])
+@pytest.fixture(params=[on_dask, on_ray], ids=lambda engine: engine.__name__[3:])
 def engine(request):
     return request.param
 
@@ -117,3 +117,99 @@ def test_workers_share_the_prefix_pass_and_find_what_one_process_finds(
     assert written(directory).total() == counts.total() + len(paths)
     fitted = PretrainedImageFeatures(image_size=SIZE, cache=directory).fit(paths)
     assert fitted._prefix.n_images == 0
+
+
+# One model in several processes -----------------------------------------------------------
+
+
+class Pretrained(nn.Module):
+    """Two stages with nothing random, whose batch norm has learned statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.layer1 = nn.Sequential(BasicBlock(8, 8), BasicBlock(8, 8))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(8, 10)
+        for layer in self.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                nn.init.constant_(layer.running_mean, 0.1)
+
+    def forward(self, x):
+        return self.fc(torch.flatten(self.pool(self.layer1(self.stem(x))), 1))
+
+
+@pytest.fixture(scope="module")
+def network():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Pretrained()
+
+
+def fine_tuned(network, params):
+    settings = {"freeze": -1, "lr": 1e-3, "batch_size": 37, "max_epochs": 2}
+    return PretrainedImageClassifier(
+        network, image_size=SIZE, precision="float32", cache=None, **(settings | params)
+    )
+
+
+def train_together(rank, folder, clf, X, y, report):
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2
+    )
+    np.random.seed(rank)  # what random_state=None draws from
+    with sktl.data_parallel():
+        clf.set_params(cache=folder / "cache").fit(X, y)
+    state = {name: value.numpy() for name, value in clf.net_.module_.state_dict().items()}
+    report.send((clf._model.plan.seed, clf.history_, state))
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"head": (8,), "optimizer": "sgd", "accumulation_steps": 2, "max_grad_norm": 1.0},
+        {"early_stopping": True, "freeze": "none", "max_epochs": 1},
+    ],
+    ids=["last stage", "accumulated", "all stages"],
+)
+def test_processes_that_train_together_give_what_one_gives(
+    digits, directory, network, tmp_path, params
+):
+    X, y = digits
+    clf = fine_tuned(network, params)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sktl"])
+    pipes = [context.Pipe(duplex=False) for _ in range(2)]
+    workers = [
+        context.Process(target=train_together, args=(i, tmp_path, clf, X, y, send), daemon=True)
+        for i, (_, send) in enumerate(pipes)
+    ]
+    for worker in workers:
+        worker.start()
+    seeds, histories, states = zip(
+        *(receive.recv() if receive.poll(40) else () for receive, _ in pipes), strict=True
+    )
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    assert seeds[0] == seeds[1]
+    for name, value in states[0].items():
+        np.testing.assert_array_equal(value, states[1][name], err_msg=name)
+    assert set(written(directory).values()) <= {1}
+    np.random.seed(0)
+    alone = fine_tuned(network, params).fit(X, y)
+    assert alone._model.plan.seed == seeds[0]
+    for row, *others in zip(alone.history_, *histories, strict=True):
+        for other in others:
+            assert other["train_loss"] == pytest.approx(row["train_loss"], rel=1e-3)
+    for name, value in alone.net_.module_.state_dict().items():
+        np.testing.assert_allclose(states[0][name], value, rtol=1e-2, atol=2e-4, err_msg=name)
+
+
+def test_training_together_needs_a_process_group():
+    with pytest.raises(RuntimeError, match="accelerate launch"), sktl.data_parallel():
+        pass
