@@ -8,6 +8,7 @@ from .classifier import PretrainedImageClassifier
 from .datasets import load_image_folder, load_image_table
 from .features import PretrainedImageFeatures
 from .images import UnreadableImagesError, UnreadableImageWarning
+from .parallel import data_parallel
 from .saving import MissingWeightsError, load
 from .sealed import FileFormatError, NotSavableError
 
@@ -22,6 +23,7 @@ __all__ = [
     "PretrainedImageFeatures",
     "UnreadableImageWarning",
     "UnreadableImagesError",
+    "data_parallel",
     "list_backbones",
     "load",
     "load_image_folder",

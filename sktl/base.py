@@ -25,7 +25,7 @@ from torchvision.models import WeightsEnum
 
 from .backbones import Backbone, load_backbone
 from .cache import FeatureCache, open_cache
-from .hardware import PRECISIONS, choose_device, choose_precision
+from .hardware import PRECISIONS, choose_device, choose_precision, is_out_of_memory
 from .images import (
     ImageFormat,
     Images,
@@ -172,9 +172,14 @@ class ImageEstimator(BaseEstimator):
         before = dict(self.__dict__)
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             self.__dict__.clear()
             self.__dict__.update(before)
+            if is_out_of_memory(error):
+                error.add_note(
+                    "The fit ran out of memory. A smaller image_size or batch_size takes less, and "
+                    "so do more frozen stages."
+                )
             raise
 
     def save(self, path: str | os.PathLike[str], *, include_backbone: bool = True) -> None:

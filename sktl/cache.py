@@ -16,7 +16,7 @@ import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +26,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from .claims import CLAIMS_TABLE, Claims
 from .hardware import physical_memory
 
 _FILE = "sktl-features-2.sqlite"
@@ -46,6 +47,9 @@ class FeatureCache(Protocol):
 
     def put(self, keys: Sequence[bytes], rows: Tensor) -> None:
         """Keep rows; the first axis runs over the keys."""
+
+    def claims(self) -> AbstractContextManager[Claims | None]:
+        """Share the computing of rows with others; None where nobody else computes them."""
 
 
 @dataclass(eq=False)
@@ -127,6 +131,10 @@ class MemoryCache:
                     evicted.append(self._evict())
         if evicted:
             self._keep_elsewhere(evicted)
+
+    def claims(self) -> AbstractContextManager[None]:
+        """See :class:`FeatureCache`."""
+        return nullcontext()
 
     def _add(self, keys: Sequence[bytes], rows: Tensor) -> None:
         while keys:
@@ -231,6 +239,7 @@ class DirectoryCache:
                         "CREATE TABLE IF NOT EXISTS rows (id INTEGER PRIMARY KEY,"
                         " key BLOB UNIQUE, dtype TEXT, shape TEXT, checksum BLOB, data BLOB)"
                     )
+                    connection.execute(CLAIMS_TABLE)
                 return
             except sqlite3.OperationalError as error:
                 # SQLite doesn't wait while another process changes the journal's mode.
@@ -289,9 +298,14 @@ class DirectoryCache:
                     " VALUES (?,?,?,?,?)",
                     entries,
                 )
+                connection.executemany("DELETE FROM claims WHERE key = ?", [(k,) for k in keys])
                 self._make_room(connection)
         except sqlite3.Error as error:
             self._warn("written", error)
+
+    def claims(self) -> AbstractContextManager[Claims | None]:
+        """See :class:`FeatureCache`."""
+        return nullcontext() if self._read_only else Claims(self._connect)
 
     def _make_room(self, connection: sqlite3.Connection) -> None:
         """Drop the oldest rows of a full cache; SQLite uses their pages again."""

@@ -73,6 +73,8 @@ def pillow_to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
     except Exception:  # broken metadata does not make the pixels unreadable
         return image
 

@@ -142,6 +142,13 @@ def physical_memory() -> int:
     return min(total, *_container_limits())
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory, of this machine or of its GPU, was too small."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch's own
+
+
 def _container_limits() -> list[int]:
     found = [sys.maxsize]
     for version in ("memory.max", "memory/memory.limit_in_bytes"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -77,7 +77,11 @@ class FrozenModule:
         return torch.cat([rows for _, rows in self.map(load, range(len(inputs)))])
 
     def map(
-        self, load: Callable[[Sequence[int]], Tensor], indices: Sequence[int], n_jobs: int = 1
+        self,
+        load: Callable[[Sequence[int]], Tensor],
+        indices: Sequence[int],
+        n_jobs: int = 1,
+        select: Callable[[Sequence[int]], Sequence[int]] | None = None,
     ) -> Iterator[tuple[Sequence[int], Tensor]]:
         """Run many inputs in batches, and load the next ones meanwhile.
 
@@ -88,6 +92,9 @@ class FrozenModule:
         indices : sequence of int
         n_jobs : int, default=1
             Threads that load, at least.
+        select : callable or None, default=None
+            Called with the indices of each batch just before it is loaded, in the caller's
+            thread; gives those to run.
 
         Yields
         ------
@@ -95,31 +102,33 @@ class FrozenModule:
             Of one batch.
         output : tensor of shape (len(indices), ...)
         """
-        if self.device.type == "cpu":
-            return self._map_on_cpu(load, indices, n_jobs)
-        return self._map_on_gpu(load, indices, n_jobs)
-
-    def _map_on_cpu(
-        self, load: Callable[[Sequence[int]], Tensor], indices: Sequence[int], n_jobs: int
-    ) -> Iterator[tuple[Sequence[int], Tensor]]:
-        """Batches side by side, one a core, wait less than all cores on one batch."""
+        batches: Iterable[Sequence[int]] = _split(indices, self._n_batches(len(indices)))
+        if select is not None:
+            batches = filter(len, map(select, batches))
+        if self.device.type != "cpu":
+            return self._map_on_gpu(load, batches, n_jobs)
         threads = torch.get_num_threads()
         if len(indices) < threads:
-            if indices:
-                yield indices, self(load(indices))
-            return
-        rounds = math.ceil(len(indices) / (threads * self.batch_size))
-        batches = _split(indices, rounds * threads)
-        yield from ahead(lambda batch: self(load(batch)), batches, max(threads, n_jobs))
+            return ((batch, self(load(batch))) for batch in batches)
+        # Batches side by side, one a core, wait less than all cores on one batch.
+        return ahead(lambda batch: self(load(batch)), batches, max(threads, n_jobs))
+
+    def _n_batches(self, n: int) -> int:
+        if self.device.type != "cpu":
+            return math.ceil(n / self.batch_size)
+        threads = torch.get_num_threads()
+        return 1 if n < threads else threads * math.ceil(n / (threads * self.batch_size))
 
     def _map_on_gpu(
-        self, load: Callable[[Sequence[int]], Tensor], indices: Sequence[int], n_jobs: int
+        self,
+        load: Callable[[Sequence[int]], Tensor],
+        batches: Iterable[Sequence[int]],
+        n_jobs: int,
     ) -> Iterator[tuple[Sequence[int], Tensor]]:
         def pinned(batch: Sequence[int]) -> Tensor:
             loaded = load(batch)
             return loaded.pin_memory() if self.device.type == "cuda" else loaded
 
-        batches = _split(indices, math.ceil(len(indices) / self.batch_size))
         for batch, loaded in ahead(pinned, batches, n_jobs):
             yield batch, self(loaded)
 
@@ -131,7 +140,7 @@ def _split(indices: Sequence[int], n_parts: int) -> list[Sequence[int]]:
 
 
 def ahead(
-    work: Callable[[Sequence[int]], Tensor], batches: Sequence[Sequence[int]], n_threads: int
+    work: Callable[[Sequence[int]], Tensor], batches: Iterable[Sequence[int]], n_threads: int
 ) -> Iterator[tuple[Sequence[int], Tensor]]:
     """Work on batches in threads, a few ahead of whoever takes the results, in order.
 

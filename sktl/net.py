@@ -29,6 +29,7 @@ from .optimization import (
     optimizer_settings,
     parameter_groups,
 )
+from .parallel import processes
 
 _MIN_MOMENTUM = 0.1  # torch's default for batch norm
 _BATCH_EVENTS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
@@ -202,6 +203,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
 
     def _get_ready(self, plan: TrainingPlan, n_steps: int) -> None:
         self.valid_rows = None
+        processes().agree(*self.module_.parameters(), *self.module_.buffers())
         self._step_sizes = StepSizes(self.optimizer_, plan, n_steps)
         self._mixer = Mixer(plan.mixup, plan.cutmix) if plan.mixup or plan.cutmix else None
         self._average = WeightAverage(self.module_, plan.ema_decay) if plan.ema_decay else None
@@ -262,10 +264,12 @@ class SuffixNet(skorch.NeuralNetClassifier):
             results = self._watched_step(group) if watched else self._step(group)
             losses += [loss for loss, _ in results]
             sizes += [len(batch[0]) for batch in group]
+        processes().agree(*self.module_.buffers())
         rows = self.history[-1]["batches"]
         while len(rows) < len(sizes):
             self.history.new_batch()
-        for row, value, size in zip(rows, torch.stack(losses).tolist(), sizes, strict=True):
+        values = processes().total(torch.stack(losses)).tolist()
+        for row, value, size in zip(rows, values, sizes, strict=True):
             row.update(train_loss=value, train_batch_size=size)
         rates = {group["distance"]: group["lr"] for group in self.optimizer_.param_groups}
         self.history.record("lr", rates[min(rates)])
@@ -285,7 +289,8 @@ class SuffixNet(skorch.NeuralNetClassifier):
                     parameter.grad = None  # what zero_grad does, at a tenth of the cost
             else:
                 self.optimizer_.zero_grad()
-            results[:] = [self._add_gradient(batch, 1 / len(group)) for batch in group]
+            results[:] = [self._add_part_of_gradient(batch, 1 / len(group)) for batch in group]
+            processes().add_gradients(self.module_)
             if self.plan.max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(self.module_.parameters(), self.plan.max_grad_norm)
             if watched:
@@ -317,6 +322,19 @@ class SuffixNet(skorch.NeuralNetClassifier):
             row.update(train_loss=float(loss), train_batch_size=len(batch[0]))
             self.notify("on_batch_end", batch=batch, training=True, loss=loss, y_pred=logits)
         return results
+
+    def _add_part_of_gradient(self, batch: Batch, share: float) -> tuple[Tensor, Tensor]:
+        """Add the gradient of this process's rows; give their part of the loss, and logits."""
+        features, (labels, weights) = batch
+        n, part = len(labels), processes().part(len(labels))
+        n_own = part.stop - part.start
+        if n_own == n:
+            return self._add_gradient(batch, share)
+        if n_own == 0:
+            return torch.zeros((), device=self.device), torch.empty(0, device=self.device)
+        own = features[part], (labels[part], weights[part])
+        loss, logits = self._add_gradient(own, share * n_own / n)
+        return loss * (n_own / n), logits
 
     def _add_gradient(self, batch: Batch, share: float) -> tuple[Tensor, Tensor]:
         if self.device != "cpu":
@@ -381,6 +399,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
                 right = logits.argmax(1) == labels
                 sums = [(weights * losses).sum(), (weights * right).sum(), weights.sum()]
                 totals += torch.stack(sums).cpu().double()
+        processes().agree(totals)  # so that all stop after the same epoch
         loss, right, weight = totals.tolist()
         self.history.record("valid_loss", loss / weight)
         self.history.record("valid_accuracy", right / weight)
@@ -399,6 +418,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
         if self._average is not None:
             self._average.keep()
         self.module_.requires_grad_(True)
+        processes().agree(*self.module_.parameters(), *self.module_.buffers())
         if not all(bool(p.isfinite().all()) for p in self.module_.parameters()):
             self._raise_diverged("weights were no longer finite")
 

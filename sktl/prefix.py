@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -15,6 +16,7 @@ from torch import Tensor, fx, nn
 from .augmentation import View
 from .backbones import Backbone, Pooling, Stages
 from .cache import FeatureCache, empty_rows
+from .claims import Claims
 from .fusion import kernels
 from .hardware import PRECISIONS
 from .images import Images
@@ -24,6 +26,7 @@ from .preprocessing import Recipe
 _REVISION = 2  # of how images are decoded and prepared; others than kept features are then made
 _PER_LOOKUP = 128  # rows that are looked for, or held, at a time
 _PREPARED = 32  # images a thread prepares at a time
+_PAUSE = 0.05  # seconds between two looks for rows that another process computes
 
 
 class FrozenPrefix:
@@ -148,13 +151,18 @@ class FrozenPrefix:
             for batch, features in self._run(load, to_run(range(len(wanted))), n_jobs):
                 rows.put(batch, features)
         else:
-            missing = self._look_up(cache, digests, rows)
-            missing = self._continue_from_shallower(cache, digests, missing, rows)
-            first = _first_of_each(digests, missing)
-            keys = [self.key + digest for digest in digests]
-            for batch, features in self._run(load, to_run(list(first.values())), n_jobs):
-                _put_good(cache, [None if is_bad(i) else keys[i] for i in batch], features)
-                rows.put(batch, features)
+            with cache.claims() as claims:
+                share = _Share(self.key, cache, claims, digests, rows, is_bad)
+                missing = self._continue_from_shallower(share, share.look_up(range(len(digests))))
+                first = _first_of_each(digests, missing)
+                todo = list(to_run(list(first.values())))
+                while todo:
+                    for batch, features in self._run(load, todo, n_jobs, share.take):
+                        share.put(batch, features)
+                    others = [i for i in todo if i not in share.done]
+                    n_before, todo = len(todo), share.look_up(others)
+                    if len(todo) == n_before:
+                        time.sleep(_PAUSE)
             for i in missing:  # an image that occurs twice was computed once
                 twin = first[digests[i]]
                 if twin != i:
@@ -165,47 +173,32 @@ class FrozenPrefix:
         return rows.tensor
 
     def _run(
-        self, load: Callable[[Sequence[int]], Tensor], places: Sequence[int], n_jobs: int
+        self,
+        load: Callable[[Sequence[int]], Tensor],
+        places: Sequence[int],
+        n_jobs: int,
+        select: Callable[[Sequence[int]], Sequence[int]] | None = None,
     ) -> Iterator[tuple[Sequence[int], Tensor]]:
         if not places:
             return  # the network isn't needed, and perhaps not there yet
-        for batch, features in self.module.map(load, places, n_jobs):
+        for batch, features in self.module.map(load, places, n_jobs, select):
             self.n_images += len(batch)
             yield batch, features
 
-    def _look_up(self, cache: FeatureCache, digests: Sequence[bytes], rows: _Rows) -> list[int]:
-        """Take what the cache has; give the places of what it lacks."""
-        missing: list[int] = []
-        for start in range(0, len(digests), _PER_LOOKUP):
-            keys = [self.key + digest for digest in digests[start : start + _PER_LOOKUP]]
-            found = dict(enumerate(cache.get(keys), start))
-            held = {i: row for i, row in found.items() if row is not None}
-            missing += found.keys() - held.keys()
-            if held:
-                rows.put(list(held), torch.stack(list(held.values())))
-        return sorted(missing)
-
-    def _continue_from_shallower(
-        self, cache: FeatureCache, digests: Sequence[bytes], missing: list[int], rows: _Rows
-    ) -> list[int]:
+    def _continue_from_shallower(self, share: _Share, missing: list[int]) -> list[int]:
         """Go on from features of earlier stages, where the cache has them."""
         for depth, prefix in self._shallower():
             if not missing:
                 break
-            rest: list[int] = []
             module: FrozenModule | None = None
             for start in range(0, len(missing), _PER_LOOKUP):
-                places = missing[start : start + _PER_LOOKUP]
-                found = cache.get([prefix.key + digests[i] for i in places])
-                held = {i: row for i, row in zip(places, found, strict=True) if row is not None}
-                rest += [i for i in places if i not in held]
+                held = share.find(missing[start : start + _PER_LOOKUP], prefix.key)
                 if not held:
                     continue
                 module = module or self._continuation(depth)
-                for batch, features in module.map(_stacked(held), list(held)):
-                    cache.put([self.key + digests[i] for i in batch], features)
-                    rows.put(batch, features)
-            missing = rest
+                for batch, features in module.map(_stacked(held), list(held), select=share.take):
+                    share.put(batch, features)
+            missing = [i for i in missing if i not in share.done]
         return missing
 
     def _shallower(self) -> Iterator[tuple[int, FrozenPrefix]]:
@@ -268,12 +261,65 @@ class _Rows:
         return self._tensor
 
 
-def _put_good(cache: FeatureCache, keys: Sequence[bytes | None], features: Tensor) -> None:
-    """Keep the rows that have a key."""
-    good = [i for i, key in enumerate(keys) if key is not None]
-    if good:
-        kept = features if len(good) == len(keys) else features[torch.as_tensor(good)]
-        cache.put([key for key in keys if key is not None], kept)
+class _Share:
+    """The rows that this process finds or computes, where others may compute the rest.
+
+    Attributes
+    ----------
+    done : set of int
+        Places of the rows that are there.
+    """
+
+    def __init__(
+        self,
+        key: bytes,
+        cache: FeatureCache,
+        claims: Claims | None,
+        digests: Sequence[bytes],
+        rows: _Rows,
+        is_bad: Callable[[int], bool],
+    ) -> None:
+        self._key = key
+        self._cache = cache
+        self._claims = claims
+        self._digests = digests
+        self._rows = rows
+        self._is_bad = is_bad
+        self.done: set[int] = set()
+
+    def _keys(self, places: Sequence[int], key: bytes | None = None) -> list[bytes]:
+        return [(key or self._key) + self._digests[i] for i in places]
+
+    def find(self, places: Sequence[int], key: bytes | None = None) -> dict[int, Tensor]:
+        """Give the rows that the cache has, of this prefix or of another."""
+        found = self._cache.get(self._keys(places, key))
+        return {i: row for i, row in zip(places, found, strict=True) if row is not None}
+
+    def look_up(self, places: Sequence[int]) -> list[int]:
+        """Take what the cache has; give the places of what it lacks."""
+        for start in range(0, len(places), _PER_LOOKUP):
+            held = self.find(places[start : start + _PER_LOOKUP])
+            if held:
+                self._rows.put(list(held), torch.stack(list(held.values())))
+                self.done.update(held)
+        return [i for i in places if i not in self.done]
+
+    def take(self, places: Sequence[int]) -> Sequence[int]:
+        """Claim rows; give the places of those to compute."""
+        if self._claims is None:
+            return places
+        taken = self._claims.take(self._keys(places))
+        ours = [i for i, is_ours in zip(places, taken, strict=True) if is_ours]
+        return self.look_up(ours)  # another process may have finished some meanwhile
+
+    def put(self, places: Sequence[int], features: Tensor) -> None:
+        """Keep rows that have been computed, those of images that can be read in the cache, too."""
+        good = [n for n, i in enumerate(places) if not self._is_bad(i)]
+        if good:
+            kept = features if len(good) == len(places) else features[torch.as_tensor(good)]
+            self._cache.put(self._keys([places[n] for n in good]), kept)
+        self._rows.put(places, features)
+        self.done.update(places)
 
 
 def _stacked(rows: dict[int, Tensor]) -> Callable[[Sequence[int]], Tensor]:

@@ -16,6 +16,9 @@ from skorch.callbacks import EarlyStopping
 from .batches import FeatureRows
 from .hardware import suited_threads
 from .net import Snapshot, SuffixNet
+from .parallel import processes
+
+_SEEDS_APART = 2**32  # between processes that train together, of which each draws for its rows
 
 
 class Observer(Protocol):
@@ -83,7 +86,7 @@ def train(
         valid_rows = _as_the_net_needs(net, valid_rows)
     with torch.random.fork_rng(devices=_cuda_devices(net.device)):
         seed = torch.manual_seed if "cuda" in net.device else torch.default_generator.manual_seed
-        seed(net.seed + len(net.history))
+        seed(net.seed + len(net.history) + _SEEDS_APART * processes().rank)
         with suited_threads(_products_in_a_step(net, rows)):
             net.begin(len(rows), valid_rows)
             net.notify("on_train_begin", X=rows, y=None)
@@ -227,4 +230,6 @@ def _plain(value: Any) -> Any:
 
 def seed_of(random_state: Any) -> int:
     """Draw a seed for torch from scikit-learn's `random_state`."""
-    return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+    seed = torch.tensor(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+    processes().agree(seed)
+    return int(seed)

@@ -1,7 +1,5 @@
 """Features by image content, in memory and in a directory."""
 
-import contextlib
-import itertools
 import multiprocessing
 import os
 import resource
@@ -11,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import warnings
 from pathlib import Path
 
@@ -19,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-import sktl.images
 from sktl import PretrainedImageClassifier
 from sktl.cache import DirectoryCache, MemoryCache, empty_rows, open_cache
 
@@ -313,45 +309,3 @@ def run_apart(function, *arguments):
     process.start()
     process.join()
     assert process.exitcode == 0
-
-
-def fit_slowly(directory, X, y):
-    """Fit, but take a while over each image after the first 40."""
-    images = sktl.images
-    read = images._ArrayImages.batch
-    count = itertools.count()
-
-    def slow(self, indices, size=None):
-        if next(count) >= 5:
-            time.sleep(60)
-        return read(self, indices, size)
-
-    images._ArrayImages.batch = slow
-    PretrainedImageClassifier(image_size=37, cache=directory).fit(X, y)
-
-
-def test_a_killed_fit_resumes(digits, tmp_path):
-    X, y = digits
-    context = multiprocessing.get_context("spawn")
-    process = context.Process(target=fit_slowly, args=(tmp_path, X, y))
-    process.start()
-    deadline = time.monotonic() + 120
-    while n_rows(tmp_path) < 16 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.kill()
-    process.join()
-    kept = n_rows(tmp_path) - 1  # one of them holds the names of the stages
-    assert 15 <= kept < len(X)
-    clf = PretrainedImageClassifier(image_size=37, cache=tmp_path).fit(X, y)
-    assert clf._model.prefix.n_images == len(X) - kept
-    whole = PretrainedImageClassifier(image_size=37, cache=None).fit(X, y)
-    np.testing.assert_allclose(clf.predict_proba(X), whole.predict_proba(X), atol=1e-2)
-
-
-def n_rows(directory):
-    files = list(directory.glob("*.sqlite"))
-    if not files:
-        return 0
-    with contextlib.suppress(sqlite3.OperationalError), sqlite3.connect(files[0]) as connection:
-        return connection.execute("SELECT count(*) FROM rows").fetchone()[0]
-    return 0

@@ -181,8 +181,8 @@ def counted(monkeypatch):
     counts = Counter()
     run = FrozenPrefix._run
 
-    def counting(self, load, places, n_jobs):
-        for batch, features in run(self, load, places, n_jobs):
+    def counting(self, load, places, *how):
+        for batch, features in run(self, load, places, *how):
             counts[self.stage] += len(batch)
             yield batch, features
 
