@@ -82,9 +82,10 @@ def data_parallel() -> Iterator[None]:
     model. Features are computed once in all if the processes have one directory as their `cache`.
     Batch norm whose statistics train takes those of a process's own part.
 
-    A process group comes from ``accelerate.PartialState()`` in a script that ``accelerate launch``
-    starts, from Ray Train, or from :func:`torch.distributed.init_process_group`. If one process
-    fails, the others wait for it until the group's timeout.
+    A process group comes from ``accelerate.PartialState()`` in a script that ``torchrun`` or
+    ``accelerate launch`` starts, from Ray Train, or from
+    :func:`torch.distributed.init_process_group`. If one process fails, the others wait for it
+    until the group's timeout.
 
     Raises
     ------
@@ -107,8 +108,8 @@ def data_parallel() -> Iterator[None]:
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         raise RuntimeError(
-            "There is no process group to train in. Start the script with accelerate launch and "
-            "call accelerate.PartialState(), or call torch.distributed.init_process_group."
+            "There is no process group to train in. Start the script with torchrun and call "
+            "accelerate.PartialState() or torch.distributed.init_process_group first."
         )
     group = Processes(distributed.get_rank(), distributed.get_world_size())
     token = _together.set(group)

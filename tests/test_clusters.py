@@ -211,5 +211,5 @@ def test_processes_that_train_together_give_what_one_gives(
 
 
 def test_training_together_needs_a_process_group():
-    with pytest.raises(RuntimeError, match="accelerate launch"), sktl.data_parallel():
+    with pytest.raises(RuntimeError, match="torchrun"), sktl.data_parallel():
         pass

@@ -6,10 +6,13 @@ import errno
 import itertools
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -416,6 +419,26 @@ def test_a_full_disk_costs_a_fit_nothing_and_a_file_its_own_writing_only(process
     assert results["old file"]
     assert results["files"] == ["model.sktl"]
     assert any("kept in memory" in m for m in results["without any room"]), results
+
+
+# Many fits -----------------------------------------------------------------------------
+
+
+def test_many_fits_leave_nothing_behind():
+    script = Path(__file__).parents[1] / "benchmarks" / "soak.py"
+    arguments = ["--fits", "64", "--images", "9", "--every", "32"]
+    done = subprocess.run(
+        [sys.executable, script.name, *arguments],
+        cwd=script.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"failed: (-?\d+) MB more, (-?\d+) files more, (-?\d+) threads", done.stdout)
+    memory, files, threads = map(int, found.groups())
+    assert (files, threads) == (0, 0)
+    assert memory < 60  # 64 fits that each left their network behind would hold a gigabyte
 
 
 # A GPU ---------------------------------------------------------------------------------
