@@ -58,10 +58,10 @@ MODULES = {
         "backbones.efficientnet_lite backbones.registry backbones.weights backbones.graph "
         "backbones.stages backbones.split backbones"
     ),
-    "Frozen prefix and cache: Each image once.": "hardware fusion inference cache prefix",
+    "Frozen prefix and cache: Each image once.": "hardware fusion inference claims cache prefix",
     "Suffix and head: From features to logits.": (
-        "heads logistic optimization batches net training model progress alignment adaptation "
-        "fitting explanation"
+        "parallel heads logistic optimization batches net training model progress alignment "
+        "adaptation fitting explanation"
     ),
     "Files: What a fitted estimator is on the disk.": (
         "persistence sealed expectations layouts saving export"
