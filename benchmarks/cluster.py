@@ -14,14 +14,14 @@ from sktl import PretrainedImageClassifier
 
 def main() -> None:
     """Run both sides and print how they compare."""
-    args = arguments(__doc__, images=200, size=160, repeats=3)
+    args = arguments(__doc__, images=100, size=96, repeats=3)
     X, y = pictures(args.images, args.size)
     grid = {"freeze": ["all", -1], "lr": [1e-3, 1e-4]}
 
     def search() -> None:
         forget()
         with tempfile.TemporaryDirectory() as cache:
-            clf = PretrainedImageClassifier(image_size=args.size, max_epochs=3, random_state=0)
+            clf = PretrainedImageClassifier(image_size=args.size, max_epochs=2, random_state=0)
             GridSearchCV(clf.set_params(cache=cache), grid, cv=3, refit=False).fit(X, y)
 
     workers = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
@@ -31,6 +31,7 @@ def main() -> None:
             with joblib.parallel_config("dask"):
                 search()
 
+        search()
         search_on_workers()  # workers import what they need
         sides = {"one process": search, "two Dask workers": search_on_workers}
         report(take_turns(sides, args.repeats), "one process")
