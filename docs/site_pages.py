@@ -45,9 +45,9 @@ EXAMPLES = [
     "few_labels",
     "other_source",
     "from_keras",
+    "score_folder",
 ]
-# Others draw with the first two; the last one is a program that takes a model file.
-NOT_EXAMPLES = {"contact_sheet.py", "pictures.py", "score_folder.py"}
+NOT_EXAMPLES = {"contact_sheet.py", "pictures.py"}  # others draw with these
 # sktl's modules in the order in which data flows, in groups.
 MODULES = {
     "Images: From what X is to uint8 pixels.": "decoding images datasets",

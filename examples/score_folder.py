@@ -1,6 +1,11 @@
-"""Classify all pictures of a folder, however many, and write a Parquet file.
+"""
+Scores of a folder
+==================
 
-``pip install "sktl[score]"``, then ``python examples/score_folder.py MODEL FOLDER OUTPUT``
+Classify all pictures of a folder, however many, and write a Parquet file.
+
+``pip install "sktl[score]"``, then ``python examples/score_folder.py MODEL FOLDER OUTPUT``; without
+these, it fits a classifier to crops of ten photographs and scores the same crops.
 
 The table has a row a picture: its path, the label, the probability of each class, and of a picture
 that can't be read the error in place of these.
@@ -16,20 +21,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from contact_sheet import find_pictures
+from pictures import make_folder
 
 import sktl
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="a file that clf.save has written")
-    parser.add_argument("folder", help="it and the folders below it are searched")
-    parser.add_argument("output", help="the Parquet file; it is replaced when all is done")
+    parser = argparse.ArgumentParser(description="Classify all pictures of a folder.")
+    parser.add_argument("model", nargs="?", help="a file that clf.save has written")
+    parser.add_argument("folder", nargs="?", help="it and the folders below it are searched")
+    parser.add_argument("output", nargs="?", help="the Parquet file, replaced when all is done")
     parser.add_argument("--block", type=int, default=1024, help="pictures held at a time")
     parser.add_argument("--n-jobs", type=int, default=1, help="threads that read files")
     arguments = parser.parse_args()
     if arguments.block < 1:
         parser.error("--block must be at least 1")
+    if arguments.model is None:
+        arguments.model, arguments.folder, arguments.output = made_up_arguments()
+    elif arguments.output is None:
+        parser.error("MODEL, FOLDER and OUTPUT belong together")
 
     # Each picture is seen once, so there is nothing to remember.
     clf = sktl.load(arguments.model).set_params(cache=None, n_jobs=arguments.n_jobs)
@@ -45,6 +55,16 @@ def main():
             n_errors += sum(error is not None for error in columns[-1])
             print(f"{min(start + arguments.block, len(paths))} of {len(paths)}", flush=True)
     print(f"{arguments.output} has {len(paths)} rows, {n_errors} of them with an error")
+    print(pq.read_table(arguments.output).slice(0, 1).to_pylist())
+
+
+def made_up_arguments():
+    folder = make_folder(n_crops=6)
+    pictures = sktl.load_image_folder(folder)
+    labels = pictures.target_names[pictures.target]
+    clf = sktl.PretrainedImageClassifier(image_size=64).fit(pictures.data, labels)
+    clf.save(folder / "model.sktl")
+    return folder / "model.sktl", folder, folder / "scores.parquet"
 
 
 def table_schema(classes):
