@@ -34,6 +34,7 @@ class Claims:
     def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
         self._connect = connect
         self._owner = uuid.uuid4().bytes
+        self._connection: sqlite3.Connection | None = None  # kept, since opening takes longest
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -41,6 +42,9 @@ class Claims:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
         if self._thread is None:
             return
         self._over.set()
@@ -61,7 +65,7 @@ class Claims:
         """
         now = time.time()
         try:
-            with closing(self._connect()) as connection, connection:
+            with self._open() as connection:
                 connection.execute(
                     "DELETE FROM claims WHERE renewed NOT BETWEEN ? AND ?",
                     (now - _LEASE, now + _LEASE),
@@ -79,6 +83,22 @@ class Claims:
             self._thread = threading.Thread(target=self._renew, name="sktl-claims", daemon=True)
             self._thread.start()
         return taken
+
+    def any_there(self, keys: Sequence[bytes]) -> bool:
+        """Whether the cache has some of the rows by now."""
+        try:
+            with self._open() as connection:
+                return any(
+                    connection.execute("SELECT 1 FROM rows WHERE key = ?", (key,)).fetchone()
+                    for key in keys
+                )
+        except sqlite3.Error:
+            return False
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection = self._connect()
+        return self._connection
 
     def _renew(self) -> None:
         while not self._over.wait(_RENEWAL):

@@ -310,7 +310,9 @@ class _Share:
             return places
         taken = self._claims.take(self._keys(places))
         ours = [i for i, is_ours in zip(places, taken, strict=True) if is_ours]
-        return self.look_up(ours)  # another process may have finished some meanwhile
+        if self._claims.any_there(self._keys(ours)):  # others may have finished some meanwhile
+            return self.look_up(ours)
+        return ours
 
     def put(self, places: Sequence[int], features: Tensor) -> None:
         """Keep rows that have been computed, those of images that can be read in the cache, too."""

@@ -267,6 +267,8 @@ def test_what_is_claimed_is_not_taken_twice_and_what_the_dead_claimed_is(tmp_pat
         assert ours.take([b"b", b"c"]) == [False, True]
         DirectoryCache(tmp_path).put([b"b"], torch.zeros(1, 4))
         assert ours.take([b"a", b"b"]) == [False, True]
+        assert ours.any_there([b"a", b"b"])
+        assert not ours.any_there([b"a"])
     with ours:
         assert ours.take([b"a"]) == [True]
         # A claim that nobody renews is as one of a dead process.
