@@ -10,21 +10,25 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
+def slow(command):
+    return pytest.param(command, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     "command",
     [
         "frozen_fit.py --images 16 --repeats 1",
-        "search.py --images 50 --repeats 1 --skorch-images 8",
-        "freeze_search.py --images 30 --epochs 1 --skorch-images 8",
+        slow("search.py --images 50 --repeats 1 --skorch-images 8"),
+        slow("freeze_search.py --images 30 --epochs 1 --skorch-images 8"),
         "predict.py --images 16 --repeats 1",
         "directory_cache.py --images 16 --repeats 1",
-        "memory.py --few 16 --many 32",
-        "import_time.py --repeats 1",
+        slow("memory.py --few 16 --many 32"),
+        slow("import_time.py --repeats 1"),
         "decoding.py --repeats 1",
         "large_folder.py --images 32 --few 16",
-        "deploy.py --images 16 --repeats 1 --compile 0",
-        "training_step.py --images 64 --repeats 1",
-        "accuracy/study.py --digits 2 --size 32 --epochs 1 --folds 2 --output {output}",
+        slow("deploy.py --images 16 --repeats 1 --compile 0"),
+        slow("training_step.py --images 64 --repeats 1"),
+        slow("accuracy/study.py --digits 2 --size 32 --epochs 1 --folds 2 --output {output}"),
     ],
 )
 def test_benchmarks_run(command, tmp_path):

@@ -392,8 +392,14 @@ def test_the_last_step_of_a_pipeline_takes_digits_as_pictures(digits, tmp_path):
     np.testing.assert_allclose(found, clf.predict_proba(digits[0][:8]), atol=BOUND)
 
 
-@pytest.mark.all_models  # exporting one takes seconds
-@pytest.mark.parametrize("name", FAMILIES)
+# Exporting one takes seconds; these have the kinds of layers that the others have.
+OFTEN = {"resnet18", "mobilenet_v3_small", "googlenet", "densenet121", "convnext_tiny", "swin_t"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
+)
 def test_every_family_of_networks(name, X, y, tmp_path):
     clf = classifier(
         backbone=name, weights=None, image_size=image_size_of(name), head=Loud, max_epochs=1

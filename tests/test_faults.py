@@ -112,6 +112,7 @@ def wait_for(file):
 
 def work(make_clf, directory, stop, report):
     """Fit, and stop in the prefix pass or, when that is over, in the second epoch."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which background jobs ignore
     torch.set_num_threads(1)
     if stop == "prefix":
         on_call((FrozenModule, "_run"), 5, lambda: wait_for(directory / "go on"))
@@ -152,6 +153,7 @@ def test_a_fit_that_was_stopped_goes_on(processes, tmp_path, stop, number):
     process.join(60)
     assert process.exitcode == (-number if number == signal.SIGKILL else 0)
     if number == signal.SIGINT:
+        assert receive.poll(60)
         assert receive.recv() == (False, 0)
     kept = n_rows(directory)
     assert kept >= 16 if stop == "prefix" else kept == 2 * N  # after the last stage but one; all
