@@ -41,7 +41,7 @@ fine_tuned = PretrainedImageClassifier(
     max_epochs=4,
     random_state=0,
 ).fit(X_train, y_train)
-TrainingCurveDisplay.from_estimator(fine_tuned)
+curves = TrainingCurveDisplay.from_estimator(fine_tuned)
 
 # %%
 # Which freeze depth is best, and what it costs.
@@ -52,7 +52,7 @@ search = GridSearchCV(
     cv=2,
 )
 search.fit(X_train, y_train)
-FreezeSearchDisplay.from_estimator(search)
+depths = FreezeSearchDisplay.from_estimator(search)
 
 # %%
 # What it takes for what, the most confident mistakes first.
@@ -64,10 +64,10 @@ worst = ImagePredictionsDisplay.from_estimator(clf, X_test, y_test)
 # Where it looks.
 
 doubtful = [X_test[i] for i in worst.indices_[:6]]
-ExplanationDisplay.from_estimator(clf, doubtful)
+reasons = ExplanationDisplay.from_estimator(clf, doubtful)
 
 # %%
 # Which pictures look alike to the network.
 
-FeatureMapDisplay.from_estimator(clf, pictures.data, names, method="tsne")
+map_ = FeatureMapDisplay.from_estimator(clf, pictures.data, names, method="tsne")
 plt.show()
