@@ -420,8 +420,8 @@ def images_run(monkeypatch):
     counts = []
     run = sktl.prefix.FrozenPrefix._run
 
-    def counting(self, load, places, n_jobs):
-        for batch, features in run(self, load, places, n_jobs):
+    def counting(*args):
+        for batch, features in run(*args):
             counts.append(len(batch))
             yield batch, features
 
