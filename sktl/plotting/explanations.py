@@ -124,7 +124,7 @@ class ExplanationDisplay:
             targets = np.broadcast_to(np.asarray(target), len(probabilities))
             columns = np.searchsorted(clf.classes_, targets)
         images = open_pictures(X, clf)
-        prepared = clf._model.backbone.recipe.apply(images.batch(range(len(images))))
+        prepared = clf._model.backbone.recipe.read(images, range(len(images)))
         display = cls(
             pictures=prepared.permute(0, 2, 3, 1).numpy(),
             attributions=attributions,

@@ -50,7 +50,7 @@ def open_pictures(X: Any, estimator: Any = None) -> Images:
 
 def small_pictures(images: Images, indices: Sequence[int]) -> list[Picture]:
     """Read some images at the size of a thumbnail, as uint8 arrays of shape (h, w, 3)."""
-    return [_small(np.asarray(images.batch([i])[0].permute(1, 2, 0))) for i in indices]
+    return [_small(np.asarray(images.batch([i], _SIDE)[0].permute(1, 2, 0))) for i in indices]
 
 
 def _small(pixels: Picture) -> Picture:
