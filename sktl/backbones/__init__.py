@@ -50,6 +50,9 @@ _KEPT = 2
 _loaded: OrderedDict[tuple[bytes, str], Backbone] = OrderedDict()
 _lock = threading.RLock()
 
+# What a name stands for may change with them; read once, as every fit asks.
+_VERSIONS = (version("sktl"), version("torchvision"))
+
 
 @dataclass(eq=False)
 class Backbone:
@@ -314,8 +317,7 @@ def load_backbone(
 
 
 def _identity(backbone: str, source: WeightsSource) -> bytes:
-    versions = (version("sktl"), version("torchvision"))
-    facts = (backbone, source.recipe, source.content(), versions)
+    facts = (backbone, source.recipe, source.content(), _VERSIONS)
     return xxhash.xxh3_128_digest(repr(facts).encode())
 
 
