@@ -43,6 +43,7 @@ _FUNCTIONS: dict[Any, _Activation] = {F.relu: _RELU, torch.relu: _RELU, F.relu6:
 _SUMS = (operator.add, operator.iadd, torch.add)
 _INERT = (nn.Identity, nn.Dropout, nn.Dropout2d, StochasticDepth)  # in evaluation mode
 _PIXELS_ABREAST = 64
+_LAYOUTS = 3  # of a convolution's weights that are kept; each takes their memory once more
 
 
 def kernels(device: torch.device, dtype: torch.dtype) -> str:
@@ -142,12 +143,12 @@ class _Convolution(_Kernel):
         self.geometry = (list(padding), list(layer.stride), list(layer.dilation), layer.groups)
         self.spread = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
         self.channels = layer.out_channels
-        self.bias = layer.bias
-        self.weight = torch.ops.mkldnn._reorder_convolution_weight(layer.weight, *self.geometry)
+        self.weight, self.bias = layer.weight, layer.bias
+        self._layouts: dict[tuple[int, ...], Tensor] = {}
 
     def forward(self, maps: Tensor, other: Tensor | None = None) -> Tensor:
         """Convolve maps of shape (n, channels, h, w), and add `other`."""
-        layer = (self.weight, self.bias, *self.geometry)
+        layer = (self._laid_out(maps.shape), self.bias, *self.geometry)
         convolve = torch.ops.mkldnn._convolution_pointwise
         result: Tensor
         if other is None:
@@ -160,6 +161,21 @@ class _Convolution(_Kernel):
             result = convolve(maps, *layer, *_NOTHING) + other
             result = result.relu() if self.activation == _RELU else result
         return result
+
+    def _laid_out(self, shape: torch.Size) -> Tensor:
+        """Weights as the kernel for maps of this shape wants them.
+
+        It depends on the threads, too. From another kernel's layout, oneDNN would bring them into
+        order at each call, at many times the cost of the convolution.
+        """
+        key = (torch.get_num_threads(), *shape)
+        found = self._layouts.get(key)
+        if found is None:
+            if len(self._layouts) == _LAYOUTS:
+                return self.weight  # oneDNN is quick to lay out these
+            found = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry, shape)
+            self._layouts[key] = found
+        return found
 
     def _shape(self, maps: Tensor) -> tuple[int, ...]:
         padding, stride, _, _ = self.geometry

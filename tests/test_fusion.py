@@ -239,3 +239,45 @@ def test_pixels_of_odd_images_are_normalised():
 def test_kernels_have_names_of_their_own():
     assert kernels(torch.device("cuda"), torch.float32) == "plain"
     assert kernels(CPU, torch.float64) == "plain"
+
+
+@packs
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_no_call_lays_out_weights_again(dtype, n_threads, capfd):
+    network = load_backbone("efficientnet_lite0").stage_features(None, "auto")
+    device = torch.device("cpu")
+    if kernels(device, dtype) == "plain":
+        pytest.skip("this processor has no kernels for it")
+    fused = fuse(network, dtype, device)
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        with torch.inference_mode():
+            for n in [1, 5]:
+                images = torch.zeros(n, 3, 96, 96, dtype=torch.uint8)
+                images = images.contiguous(memory_format=torch.channels_last)
+                fused(images)
+                capfd.readouterr()
+                with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+                    fused(images)
+                calls = [call.split(",") for call in capfd.readouterr().out.splitlines()]
+                calls = [call for call in calls if "exec" in call]
+                assert any("convolution" in call for call in calls)
+                laid_out = [call[-2] for call in calls if "reorder" in call]
+                assert all(shape.startswith(f"{n}x") for shape in laid_out), laid_out
+    finally:
+        torch.set_num_threads(before)
+
+
+@packs
+def test_layouts_are_few_and_change_nothing():
+    layer = nn.Conv2d(16, 32, 3, padding=1)
+    network = fx.symbolic_trace(nn.Sequential(layer))
+    fused = fuse(network, torch.float32, torch.device("cpu"))
+    with torch.inference_mode():
+        for n in [1, 2, 3, 4, 5, 1]:
+            maps = torch.rand(n, 16, 8, 8).contiguous(memory_format=torch.channels_last)
+            torch.testing.assert_close(fused(maps), layer(maps), atol=1e-5, rtol=1e-5)
+    (kernel,) = (m for m in fused.modules() if isinstance(m, fusion._Convolution))
+    assert len(kernel._layouts) == fusion._LAYOUTS
