@@ -48,11 +48,17 @@ def pictures(n: int, size: int = 224) -> tuple[npt.NDArray[np.uint8], npt.NDArra
 
 
 def weights_file(name: str) -> Path:
-    """Random weights of one of torchvision's networks: they cost what trained ones cost."""
-    file = Path(tempfile.gettempdir()) / f"sktl-benchmark-{name}.pth"
+    """Random weights of one of torchvision's networks: they cost what trained ones cost.
+
+    Batch norm has seen some pictures, since norms without learned statistics train in another way.
+    """
+    file = Path(tempfile.gettempdir()) / f"sktl-benchmark-{name}-1.pth"
     if not file.is_file():
         torch.manual_seed(0)
-        torch.save(torchvision.models.get_model(name, weights=None).state_dict(), file)
+        network = torchvision.models.get_model(name, weights=None)
+        with torch.no_grad():
+            network(normalised(pictures(16)[0]))
+        torch.save(network.state_dict(), file)
     return file
 
 
