@@ -21,6 +21,10 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "lbfgs": torch.optim.LBFGS,
 }
+_KERNELS: dict[type[torch.optim.Optimizer], Callable[..., None]] = {
+    torch.optim.Adam: torch._fused_adam_,
+    torch.optim.AdamW: torch._fused_adamw_,
+}
 SCHEDULES = ("constant", "cosine", "one_cycle")
 UNFREEZING = ("at_once", "head_first", "gradual")
 _DEFAULT_LR = {"sgd": 1e-2, "lbfgs": 1.0}
@@ -217,6 +221,51 @@ def parameter_groups(
 def _decays(name: str, parameter: Tensor) -> bool:
     last = name.rpartition(".")[2]
     return parameter.ndim > 1 and not any(word in last for word in _NO_DECAY)
+
+
+def quick_step(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
+    """Give what steps as `optimizer.step` does, without what surrounds it.
+
+    The kernels are those that torch's own optimizers call. The first step is an ordinary one, for
+    the optimizer to set up what it remembers.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+        Of `OPTIMIZERS`, with the settings that this module gives it.
+    """
+    kernel = _KERNELS.get(type(optimizer))
+    groups = optimizer.param_groups
+    if kernel is None or any(p.device.type != "cpu" for group in groups for p in group["params"]):
+        return optimizer.step
+    remembered: list[list[list[Tensor]]] = []
+
+    def step() -> None:
+        if not remembered:
+            optimizer.step()
+            states = [[optimizer.state[p] for p in group["params"]] for group in groups]
+            names = ("exp_avg", "exp_avg_sq", "step")
+            remembered.extend([[s[name] for s in state] for name in names] for state in states)
+            return
+        for group, (mean, square, n_steps) in zip(groups, remembered, strict=True):
+            torch._foreach_add_(n_steps, 1)
+            kernel(
+                group["params"],
+                [p.grad for p in group["params"]],
+                mean,
+                square,
+                [],
+                n_steps,
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+            )
+
+    return step
 
 
 class StepSizes:

@@ -18,6 +18,7 @@ from torchvision.models.resnet import BasicBlock
 from sktl import PretrainedImageClassifier
 from sktl.batches import FeatureRows, TensorBatches
 from sktl.heads import make_head
+from sktl.optimization import quick_step
 
 SIZE = 32
 
@@ -651,3 +652,43 @@ def test_a_head_that_is_always_the_same_module(make, three_kinds):
     make(head=lambda i, n: own, lr=1e-1, max_epochs=2).fit(X, y)
     assert np.array_equal(first.predict_proba(X), proba)
     assert all(torch.equal(tensor, before[name]) for name, tensor in own.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD])
+def test_quick_steps_are_the_optimizers_own(kind):
+    def trained(steps_of):
+        torch.manual_seed(0)
+        head = torch.nn.Linear(8, 3)
+        groups = [
+            {"params": [head.weight], "weight_decay": 0.1},
+            {"params": [head.bias], "weight_decay": 0.0},
+        ]
+        optimizer = kind(groups, lr=1e-2, fused=True)
+        for epoch in range(2):
+            step = steps_of(optimizer)
+            for i in range(4):
+                optimizer.param_groups[0]["lr"] = 1e-2 / (1 + epoch + i)
+                optimizer.zero_grad()
+                head(torch.randn(16, 8)).square().sum().backward()
+                step()
+        return head, optimizer.state_dict()["state"]
+
+    (head, state), (ours, our_state) = trained(lambda o: o.step), trained(quick_step)
+    torch.testing.assert_close(ours.state_dict(), head.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(our_state, state, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_a_watched_head_learns_the_same(optimizer, embedded, three_kinds):
+    class Watcher(Callback):
+        def on_batch_end(self, net, **kwargs):
+            pass
+
+    X, y = three_kinds
+    weights = np.linspace(0.5, 2, len(y))
+    settings = {"optimizer": optimizer, "max_epochs": 5, "batch_size": 8, "label_smoothing": 0.1}
+    plain = embedded(**settings).fit(X, y, sample_weight=weights)
+    watched = embedded(callbacks=[Watcher()], **settings).fit(X, y, sample_weight=weights)
+    np.testing.assert_allclose(watched.predict_proba(X), plain.predict_proba(X), atol=1e-5)
+    for ours, theirs in zip(plain.history_, watched.history_, strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=1e-5)
