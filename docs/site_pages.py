@@ -66,7 +66,7 @@ MODULES = {
     "Files: What a fitted estimator is on the disk.": (
         "persistence sealed expectations layouts saving export"
     ),
-    "Estimators: Scikit-learn's face.": "summary base features classifier",
+    "Estimators: Scikit-learn's face.": "summary base features labels classifier",
     "Plots: Scikit-learn's displays, of what fitted estimators know.": (
         "plotting.drawing plotting.pictures plotting.training_curve plotting.freeze_search "
         "plotting.predictions plotting.explanations plotting.feature_map plotting"

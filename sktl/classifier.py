@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -16,16 +16,9 @@ import torch
 from scipy.special import log_softmax, softmax
 from sklearn.base import ClassifierMixin, TransformerMixin
 from sklearn.metrics import accuracy_score
-from sklearn.utils import Bunch, Tags, column_or_1d, compute_class_weight
+from sklearn.utils import Bunch, Tags
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import (
-    _check_sample_weight,
-    _num_samples,
-    assert_all_finite,
-    check_consistent_length,
-    check_is_fitted,
-)
+from sklearn.utils.validation import _num_samples, check_consistent_length, check_is_fitted
 from skorch.callbacks import Callback
 
 from .adaptation import METHODS, Adaptation, Job, adapt_model
@@ -38,6 +31,7 @@ from .explanation import explain_images
 from .export import TorchClassifier, to_onnx, to_torch
 from .fitting import Fit, Setup, Task, fit_model
 from .images import Images, kind_of
+from .labels import check_labels, check_weights, class_numbers
 from .layouts import CLASSIFIER
 from .model import Model
 from .optimization import (
@@ -512,8 +506,8 @@ class PretrainedImageClassifier(
         if partial:
             classes, labels = self._check_part_of_y(y, all_classes)
         else:
-            classes, labels = self._check_y(y)
-        weights = self._check_weights(sample_weight, classes, labels)
+            classes, labels = check_labels(y, type(self).__name__)
+        weights = check_weights(sample_weight, self.class_weight, classes, labels)
         if start is not None and not np.array_equal(classes, self.classes_):
             raise ValueError(
                 f"warm_start=True goes on from a fit with the classes {self.classes_.tolist()}, "
@@ -628,7 +622,7 @@ class PretrainedImageClassifier(
         if all_classes is None:
             classes = self.classes_
         else:
-            classes, _ = self._check_y(all_classes)
+            classes, _ = check_labels(all_classes, type(self).__name__)
         if fitted and not np.array_equal(classes, self.classes_):
             raise ValueError(
                 f"classes={classes.tolist()} differ from those of the earlier call, "
@@ -639,57 +633,7 @@ class PretrainedImageClassifier(
                 f"class_weight={self.class_weight!r} can't be known from a part of the images. "
                 "Pass a dict from class to weight to use partial_fit."
             )
-        return classes, _class_numbers("y", y, classes)
-
-    def _check_y(self, y: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        if y is None:
-            raise ValueError(
-                f"{type(self).__name__} requires y to be passed, but the target y is None."
-            )
-        shape = np.asarray(y).shape
-        if len(shape) == 2 and shape[1] > 1:
-            raise ValueError(
-                f"y has shape {shape}: multi-label and multi-output targets are not supported. "
-                "Pass one class label for each image."
-            )
-        given, y = y, column_or_1d(y, warn=True)
-        if len(y) == 0:  # and X with it
-            raise ValueError(
-                "Found 0 sample(s) in X and y while a minimum of 2 is required: pass images of at "
-                "least two classes."
-            )
-        # NumPy makes text of the numbers in a list that holds text.
-        if isinstance(given, list | tuple) or y.dtype == object:
-            _check_kinds_of_labels(given if isinstance(given, list | tuple) else y.tolist())
-        assert_all_finite(y, input_name="y")
-        check_classification_targets(y)
-        classes, labels = np.unique(y, return_inverse=True)
-        if len(classes) < 2:
-            raise ValueError(
-                f"y holds one class only, {classes.tolist()}; {type(self).__name__} needs at least "
-                "2 classes."
-            )
-        return classes, labels.astype(np.int64)
-
-    def _check_weights(
-        self, sample_weight: Any, classes: npt.NDArray[Any], labels: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float64]:
-        rows = np.empty((len(labels), 1))
-        weights: npt.NDArray[np.float64] = _check_sample_weight(
-            sample_weight, rows, dtype=np.float64, ensure_non_negative=True
-        )
-        if isinstance(self.class_weight, dict):
-            _check_class_weight(self.class_weight, classes.tolist())
-        if self.class_weight is not None:
-            by_class = compute_class_weight(
-                self.class_weight, classes=classes, y=classes[labels], sample_weight=weights
-            )
-            weights = weights * by_class[labels]
-        if not weights.sum() > 0:
-            raise ValueError(
-                "sample_weight times class_weight is zero for every image; at least one must count."
-            )
-        return weights
+        return classes, class_numbers("y", y, classes)
 
     def _set_fitted(self, fit: Fit, classes: npt.NDArray[Any]) -> None:
         for name in ("best_epoch_", "validation_indices_", "adaptation_"):
@@ -943,12 +887,12 @@ class PretrainedImageClassifier(
         if X is None or y is None:
             raise ValueError("X_source and y_source belong together; got one without the other.")
         images = self._open(X, reset=False)
-        labels = _class_numbers("y_source", y, self.classes_)
+        labels = class_numbers("y_source", y, self.classes_)
         check_consistent_length(np.empty(len(images)), labels)
         missing = np.setdiff1d(np.arange(len(self.classes_)), labels)
         if len(missing):
             raise ValueError(f"y_source lacks the classes {self.classes_[missing].tolist()}.")
-        weights = self._check_weights(None, self.classes_, labels)
+        weights = check_weights(None, self.class_weight, self.classes_, labels)
         with images.naming_all():
             features = self._model.pooled(images, self._cache(), self._n_jobs())
         rows = LabelledFeatures(
@@ -1148,7 +1092,7 @@ class PretrainedImageClassifier(
             targets = self._logits(X).argmax(axis=1)
         else:
             labels = np.full(len(images), target) if np.ndim(target) == 0 else target
-            targets = _class_numbers("target", labels, self.classes_)
+            targets = class_numbers("target", labels, self.classes_)
             check_consistent_length(np.empty(len(images)), targets)
         return explain_images(self._model, images, targets, method)
 
@@ -1204,46 +1148,6 @@ def _restore_sample(stored: dict[str, Any] | None) -> LabelledFeatures | None:
         return None
     tensors = {k: torch.from_numpy(np.array(v)) for k, v in stored.items() if k != "n_classes"}
     return LabelledFeatures(**tensors, n_classes=int(stored["n_classes"]))
-
-
-def _class_numbers(name: str, y: Any, classes: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    labels = column_or_1d(y, warn=True)
-    unknown = sorted(set(labels.tolist()) - set(classes.tolist()), key=str)
-    if unknown:
-        raise ValueError(f"{name} holds {unknown}, which are not in classes={classes.tolist()}.")
-    numbers: npt.NDArray[np.int64] = np.searchsorted(classes, labels).astype(np.int64)
-    return numbers
-
-
-def _check_kinds_of_labels(labels: Sequence[Any]) -> None:
-    others = [label for label in labels if not isinstance(label, str)]
-    if any(label is None for label in others):
-        raise ValueError("Input y contains None. Leave out the images that have no label.")
-    if not others or len(others) == len(labels):
-        return
-    first = others[0]
-    if not isinstance(first, Real) or first != first:
-        raise ValueError(f"Input y contains {first!r} among text. Leave out such images.")
-    raise TypeError(
-        f"y mixes text with {first!r} ({type(first).__name__}). Pass labels of one kind, either "
-        "all text or all numbers."
-    )
-
-
-def _check_class_weight(class_weight: dict[Any, Any], classes: list[Any]) -> None:
-    for label, weight in class_weight.items():
-        if not isinstance(weight, Real) or not 0 <= float(weight) < np.inf:
-            raise ValueError(
-                f"class_weight gives {weight!r} to class {label!r}; a weight is a finite number of "
-                "at least 0."
-            )
-    unknown = set(class_weight) - set(classes)
-    # Weights of classes that a fold happens to lack are welcome.
-    if unknown and set(classes) - set(class_weight):
-        raise ValueError(
-            f"class_weight has weights for {sorted(unknown, key=str)}, which are not in y. Choose "
-            f"from its classes, {classes}."
-        )
 
 
 def _check_callback(callback: Any) -> None:

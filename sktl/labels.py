@@ -1,0 +1,151 @@
+"""Labels and weights: from what users pass as y to class numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.utils import column_or_1d, compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, assert_all_finite
+
+
+def check_labels(y: Any, estimator: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Find the classes in y.
+
+    Parameters
+    ----------
+    y : array-like of shape (n,)
+    estimator : str
+        The name to use in messages.
+
+    Returns
+    -------
+    classes : ndarray of shape (n_classes,)
+        Sorted, at least two.
+    labels : int64 ndarray of shape (n,)
+        Class numbers.
+
+    Raises
+    ------
+    TypeError
+        If text is mixed with numbers.
+    ValueError
+        If y is anything else than one label of a class for each image.
+    """
+    if y is None:
+        raise ValueError(f"{estimator} requires y to be passed, but the target y is None.")
+    shape = np.asarray(y).shape
+    if len(shape) == 2 and shape[1] > 1:
+        raise ValueError(
+            f"y has shape {shape}: multi-label and multi-output targets are not supported. "
+            "Pass one class label for each image."
+        )
+    given, y = y, column_or_1d(y, warn=True)
+    if len(y) == 0:  # and X with it
+        raise ValueError(
+            "Found 0 sample(s) in X and y while a minimum of 2 is required: pass images of at "
+            "least two classes."
+        )
+    # NumPy makes text of the numbers in a list that holds text.
+    if isinstance(given, list | tuple) or y.dtype == object:
+        _check_kinds(given if isinstance(given, list | tuple) else y.tolist())
+    assert_all_finite(y, input_name="y")
+    check_classification_targets(y)
+    classes, labels = np.unique(y, return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(
+            f"y holds one class only, {classes.tolist()}; {estimator} needs at least 2 classes."
+        )
+    return classes, labels.astype(np.int64)
+
+
+def class_numbers(name: str, y: Any, classes: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Look up labels among known classes; `name` is that of y in messages.
+
+    Raises
+    ------
+    ValueError
+        If there are others.
+    """
+    labels = column_or_1d(y, warn=True)
+    unknown = sorted(set(labels.tolist()) - set(classes.tolist()), key=str)
+    if unknown:
+        raise ValueError(f"{name} holds {unknown}, which are not in classes={classes.tolist()}.")
+    numbers: npt.NDArray[np.int64] = np.searchsorted(classes, labels).astype(np.int64)
+    return numbers
+
+
+def check_weights(
+    sample_weight: Any,
+    class_weight: Any,
+    classes: npt.NDArray[Any],
+    labels: npt.NDArray[np.int64],
+) -> npt.NDArray[np.float64]:
+    """Weights of samples, times those of their classes.
+
+    Parameters
+    ----------
+    sample_weight : array-like of shape (n,), number or None
+    class_weight : dict, "balanced" or None
+    classes : ndarray of shape (n_classes,)
+    labels : int64 ndarray of shape (n,)
+
+    Returns
+    -------
+    float64 ndarray of shape (n,)
+
+    Raises
+    ------
+    ValueError
+        If a weight is negative or not finite, or all are zero; or a class with a weight is none.
+    """
+    weights: npt.NDArray[np.float64] = _check_sample_weight(
+        sample_weight, np.empty((len(labels), 1)), dtype=np.float64, ensure_non_negative=True
+    )
+    if isinstance(class_weight, dict):
+        _check_class_weight(class_weight, classes.tolist())
+    if class_weight is not None:
+        by_class = compute_class_weight(
+            class_weight, classes=classes, y=classes[labels], sample_weight=weights
+        )
+        weights = weights * by_class[labels]
+    if not weights.sum() > 0:
+        raise ValueError(
+            "sample_weight times class_weight is zero for every image; at least one must count."
+        )
+    return weights
+
+
+def _check_kinds(labels: Sequence[Any]) -> None:
+    others = [label for label in labels if not isinstance(label, str)]
+    if any(label is None for label in others):
+        raise ValueError("Input y contains None. Leave out the images that have no label.")
+    if not others or len(others) == len(labels):
+        return
+    first = others[0]
+    if not isinstance(first, Real) or first != first:
+        raise ValueError(f"Input y contains {first!r} among text. Leave out such images.")
+    raise TypeError(
+        f"y mixes text with {first!r} ({type(first).__name__}). Pass labels of one kind, either "
+        "all text or all numbers."
+    )
+
+
+def _check_class_weight(class_weight: dict[Any, Any], classes: list[Any]) -> None:
+    for label, weight in class_weight.items():
+        if not isinstance(weight, Real) or not 0 <= float(weight) < np.inf:
+            raise ValueError(
+                f"class_weight gives {weight!r} to class {label!r}; a weight is a finite number of "
+                "at least 0."
+            )
+    unknown = set(class_weight) - set(classes)
+    # Weights of classes that a fold happens to lack are welcome.
+    if unknown and set(classes) - set(class_weight):
+        raise ValueError(
+            f"class_weight has weights for {sorted(unknown, key=str)}, which are not in y. Choose "
+            f"from its classes, {classes}."
+        )
