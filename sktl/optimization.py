@@ -39,6 +39,7 @@ _WARMUP = {"constant": 0.0, "cosine": 0.1, "one_cycle": 0.3}
 # As in one-cycle training (Smith 2018) and fastai: momentum goes down while the rate goes up.
 _ONE_CYCLE_START = 1 / 25
 _ONE_CYCLE_MOMENTUM = (0.85, 0.95)
+_SCHEDULED = ("lr", "momentum", "betas")
 # Matrices by shape, but biases and scales by what they do.
 _NO_DECAY = ("bias", "class_token", "pos_embedding", "layer_scale")
 
@@ -284,7 +285,11 @@ class StepSizes:
         self.optimizer = optimizer
         self._n_steps = n_steps
         self._n_done = 0
-        self._peaks = [group["lr"] for group in optimizer.param_groups]
+        self._at_first = [
+            {name: group[name] for name in _SCHEDULED if name in group}
+            for group in optimizer.param_groups
+        ]
+        self._peaks = [settings["lr"] for settings in self._at_first]
         self._schedule = plan.schedule
         self._warmup = plan.warmup
         if isinstance(plan.schedule, str) and plan.warmup is None:
@@ -315,9 +320,9 @@ class StepSizes:
             self._scheduler.step()
 
     def finish(self) -> None:
-        """Leave the optimizer with the rates that it began with."""
-        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = peak
+        """Leave the optimizer with the rates and momenta that it began with."""
+        for group, settings in zip(self.optimizer.param_groups, self._at_first, strict=True):
+            group.update(settings)
 
     def _factor(self, progress: float) -> float:
         """Share of the highest rate after a share of the steps."""
