@@ -267,7 +267,7 @@ def search(digits):
 
 
 def test_freeze_search_of_a_pipeline(search):
-    display = FreezeSearchDisplay.from_search(search)
+    display = FreezeSearchDisplay.from_estimator(search)
     assert display.depths == [8, 8, 6, 6, 7, 7]
     labels = [label.get_text() for label in display.ax_.get_xticklabels()]
     assert labels == ["6\nfeatures.5", "7\n-1", "8\nall"]

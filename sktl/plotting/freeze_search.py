@@ -140,8 +140,6 @@ class FreezeSearchDisplay:
         )
         return display.plot(ax=ax)
 
-    from_search = from_estimator
-
     def plot(self, ax: Any = None) -> Self:
         """Draw.
 
