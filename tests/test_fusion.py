@@ -14,6 +14,10 @@ packs = pytest.mark.skipif(
     kernels(CPU, torch.float32) == "plain", reason="oneDNN has no kernels for this processor"
 )
 
+packs_bfloat16 = pytest.mark.skipif(
+    kernels(CPU, torch.bfloat16) == "plain", reason="oneDNN has no bfloat16 on this processor"
+)
+
 
 def agree(module, *shape, dtype=torch.float32, atol=1e-5):
     """Compare a module before and after; give what it became."""
@@ -202,7 +206,7 @@ def test_other_convolutions_stay_as_they_are(layer):
     assert len(agree(nn.Sequential(layer, nn.ReLU()), 2, 4, 9, 8)) == 2
 
 
-@packs
+@packs_bfloat16
 @pytest.mark.parametrize("activation", [nn.GELU(), nn.ReLU(), nn.Identity()], ids=repr)
 def test_linear_layers_of_low_precision(activation):
     module = seeded(lambda: nn.Sequential(nn.Linear(16, 32), activation, nn.Dropout()))
@@ -242,14 +246,13 @@ def test_kernels_have_names_of_their_own():
 
 
 @packs
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=packs_bfloat16)]
+)
 @pytest.mark.parametrize("n_threads", [1, 2])
 def test_no_call_lays_out_weights_again(dtype, n_threads, capfd):
     network = load_backbone("efficientnet_lite0").stage_features(None, "auto")
-    device = torch.device("cpu")
-    if kernels(device, dtype) == "plain":
-        pytest.skip("this processor has no kernels for it")
-    fused = fuse(network, dtype, device)
+    fused = fuse(network, dtype, CPU)
     before = torch.get_num_threads()
     torch.set_num_threads(n_threads)
     try:
@@ -274,7 +277,7 @@ def test_no_call_lays_out_weights_again(dtype, n_threads, capfd):
 def test_layouts_are_few_and_change_nothing():
     layer = nn.Conv2d(16, 32, 3, padding=1)
     network = fx.symbolic_trace(nn.Sequential(layer))
-    fused = fuse(network, torch.float32, torch.device("cpu"))
+    fused = fuse(network, torch.float32, CPU)
     with torch.inference_mode():
         for n in [1, 2, 3, 4, 5, 1]:
             maps = torch.rand(n, 16, 8, 8).contiguous(memory_format=torch.channels_last)
