@@ -26,7 +26,7 @@ from .alignment import (
 )
 from .cache import FeatureCache
 from .hardware import PRECISIONS
-from .heads import HeadShape
+from .heads import Head, HeadShape, linear_inputs
 from .images import Images
 from .inference import FrozenModule
 from .model import Model, assemble_net, copy_tensors
@@ -79,8 +79,8 @@ class Job:
         It isn't changed.
     images : Images
         Of the target, without labels.
-    source : LabelledFeatures
-        What the head reads of images with labels.
+    labelled : LabelledFeatures
+        What the head reads of images of the source.
     source_images : Images or None
         The images themselves, which "adabn" looks at once more.
     settings : Settings
@@ -90,7 +90,7 @@ class Job:
 
     model: Model
     images: Images
-    source: LabelledFeatures
+    labelled: LabelledFeatures
     source_images: Images | None
     settings: Settings
     cache: FeatureCache | None
@@ -104,9 +104,21 @@ class Job:
         return torch.as_tensor(features)
 
     @property
+    def head(self) -> Head:
+        """Of one layer, as the adapted model's is."""
+        return self.model.head.head if self.model.head.has_one_layer else "linear"
+
+    @cached_property
+    def source(self) -> LabelledFeatures:
+        """What a linear layer reads of the source's images."""
+        features = linear_inputs(self.head, self.labelled.features)
+        return replace(self.labelled, features=features)
+
+    @cached_property
     def target(self) -> Tensor:
-        """As many of the features as teach a head something."""
-        return self.features[:: max(1, -(-len(self.features) // _MOST_IMAGES))]
+        """What a linear layer reads of as many images as teach it something."""
+        step = max(1, -(-len(self.features) // _MOST_IMAGES))
+        return linear_inputs(self.head, self.features[::step])
 
     @cached_property
     def home(self) -> Home:
@@ -188,7 +200,7 @@ def _correct_frequencies(job: Job) -> Adapted:
 
 def _linear_head(job: Job) -> LinearHead:
     """The model's own, or one in the place of hidden layers."""
-    if job.model.head.head != "linear":
+    if not job.model.head.has_one_layer:
         return fit_head(job.source, job.settings)
     last = job.model.net.module_.head[-1]
     return LinearHead(*(part.detach().cpu().double() for part in (last.weight, last.bias)))
@@ -219,9 +231,9 @@ def _own_statistics(job: Job) -> Adapted:
         frozen = FrozenModule(network, job.model.precision, job.model.device)
         features.append(run_on_images(frozen, job.model.backbone.recipe, images, n_jobs=job.n_jobs))
     of_source, of_target = features
-    home = Home(replace(job.source, features=of_source), job.settings)
-    head = aligned_head(home, of_target, pseudo_labels=False)
-    return _with_network(job.model, network, head), of_target
+    home = Home(replace(job.source, features=linear_inputs(job.head, of_source)), job.settings)
+    head = aligned_head(home, linear_inputs(job.head, of_target), pseudo_labels=False)
+    return _with_network(job, network, head), of_target
 
 
 @torch.no_grad()
@@ -264,12 +276,13 @@ def _lower_entropy(job: Job) -> Adapted:
         for batch in _batches(job, job.images, epoch):
             with torch.autocast(job.model.device.type, torch.bfloat16, enabled=low):
                 features = network(batch)
-            log_proba = torch.log_softmax(features.float() @ weight.T + bias, dim=1)
+            read = linear_inputs(job.head, features.float())
+            log_proba = torch.log_softmax(read @ weight.T + bias, dim=1)
             entropy = -(log_proba.exp() * log_proba).sum(dim=1).mean()
             optimizer.zero_grad()
             entropy.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-    adapted = _with_network(job.model, network, head)
+    adapted = _with_network(job, network, head)
     return adapted, torch.as_tensor(adapted.pooled(job.images, None, job.n_jobs))
 
 
@@ -299,25 +312,26 @@ def _batches(job: Job, images: Images, seed: int = 0) -> Iterator[Tensor]:
 
 def _with_head(job: Job, head: LinearHead) -> Adapted:
     """The same network with another head, which reads the same features."""
-    adapted = _assembled(job.model, job.model.depth, job.model.plan, head)
+    adapted = _assembled(job, job.model.depth, job.model.plan, head)
     copy_tensors(job.model.net.module_.suffix, adapted.net.module_.suffix)
     return adapted, job.features
 
 
-def _with_network(model: Model, network: nn.Module, head: LinearHead) -> Model:
+def _with_network(job: Job, network: nn.Module, head: LinearHead) -> Model:
     """A model none of whose stages is frozen, since all of them have changed."""
-    plan = replace(model.plan, optimizer="adamw", lr=default_lr("adamw", frozen=False))
-    adapted = _assembled(model, 0, plan, head)
+    plan = replace(job.model.plan, optimizer="adamw", lr=default_lr("adamw", frozen=False))
+    adapted = _assembled(job, 0, plan, head)
     copy_tensors(network, adapted.net.module_.suffix)
     return adapted
 
 
-def _assembled(model: Model, depth: int, plan: TrainingPlan, head: LinearHead) -> Model:
+def _assembled(job: Job, depth: int, plan: TrainingPlan, head: LinearHead) -> Model:
+    model = job.model
     n_classes, in_features = head.weight.shape
-    shape = HeadShape("linear", n_classes, 0.0, in_features)
+    shape = HeadShape(job.head, n_classes, 0.0, in_features)
     parts = (model.backbone, depth, model.pooling)
     net = assemble_net(*parts, shape, plan, model.precision, model.device)
-    linear = net.module_.head[0]
+    linear = net.module_.head[-1]
     with torch.no_grad():
         linear.weight.copy_(head.weight)
         linear.bias.copy_(head.bias)

@@ -30,6 +30,7 @@ from .explanation import METHODS as EXPLANATIONS
 from .explanation import explain_images
 from .export import TorchClassifier, to_onnx, to_torch
 from .fitting import Fit, Setup, Task, fit_model
+from .heads import ONE_LAYER
 from .images import Images, kind_of
 from .labels import check_labels, check_weights, class_numbers
 from .layouts import CLASSIFIER
@@ -84,9 +85,10 @@ class PretrainedImageClassifier(
     pooling : {"auto", "avg", "flatten"}, default="auto"
         How the last stage's map becomes a vector: as the network itself does up to its last
         linear layer, by the mean over positions, or by laying all positions side by side.
-    head : "linear", tuple of int or callable, default="linear"
-        A linear layer, hidden layers of these widths with ReLU, or what makes a module of
-        ``(in_features, n_classes)``.
+    head : {"auto", "linear", "root"}, tuple of int or callable, default="auto"
+        A linear layer, one on the features' square roots, hidden layers of these widths with ReLU,
+        or what makes a module of ``(in_features, n_classes)``. "auto" is "root" where features
+        are never negative, as behind a ReLU, and "linear" elsewhere [4]_.
     dropout : float, default=0.0
         Share of its inputs that each linear layer of the head loses in training.
     augment : {"light", "trivialaugment", "randaugment"}, callable or None, default=None
@@ -236,6 +238,8 @@ class PretrainedImageClassifier(
     .. [2] V. Verma et al., Manifold Mixup (2019), arXiv:1806.05236.
     .. [3] J. Howard and S. Ruder, Universal Language Model Fine-tuning for Text Classification
        (2018), arXiv:1801.06146.
+    .. [4] S. Yang et al., Free Lunch for Few-shot Learning: Distribution Calibration (2021),
+       arXiv:2101.06395.
 
     Examples
     --------
@@ -252,7 +256,7 @@ class PretrainedImageClassifier(
 
     _parameter_constraints: dict[str, list[Any]] = ImageEstimator._parameter_constraints | {
         "freeze": [Integral, str],
-        "head": [StrOptions({"linear"}), tuple, callable],
+        "head": [StrOptions({"auto", *ONE_LAYER}), tuple, callable],
         "dropout": [_SHARE],
         "augment": [StrOptions(set(AUGMENTATIONS)), callable, None],
         "n_views": [Interval(Integral, 1, None, closed="left"), None],
@@ -289,7 +293,7 @@ class PretrainedImageClassifier(
         weights: Any = "DEFAULT",
         freeze: Any = "all",
         pooling: Any = "auto",
-        head: Any = "linear",
+        head: Any = "auto",
         dropout: float = 0.0,
         augment: Any = None,
         n_views: int | None = 4,
@@ -599,7 +603,7 @@ class PretrainedImageClassifier(
             "partial_fit": partial,
         }
         asking = [name for name, asks in asks_for_steps.items() if asks]
-        convex = frozen and self.head == "linear" and self.criterion == "cross_entropy"
+        convex = frozen and self.head in ("auto", *ONE_LAYER) and self.criterion == "cross_entropy"
         optimizer = choose_optimizer(self.optimizer, convex=convex and not asking, lr=self.lr)
         if optimizer == "lbfgs" and (not frozen or asking):
             reason = asking[0] if frozen else f"freeze={self.freeze!r}"

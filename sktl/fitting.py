@@ -18,7 +18,7 @@ from .augmentation import Augment, View, make_augmentation
 from .backbones import Backbone, Pooling
 from .batches import FeatureRows
 from .cache import FeatureCache, empty_rows
-from .heads import Head, HeadShape
+from .heads import Head, HeadShape, choose_head
 from .images import Images
 from .inference import FrozenModule
 from .model import Model, assemble_net
@@ -143,7 +143,7 @@ def fit_model(
         place = torch.as_tensor(validation)
         watched = _watched(task, rows, place, prefix if prepare else None, setup)
         rows = rows.subset(torch.as_tensor(training))
-    head = _head_shape(task, features, prefix if prepare else None, setup)
+    head = _head_shape(task, features, prefix if prepare else None, setup, start)
     net = assemble_net(
         setup.backbone,
         setup.depth,
@@ -271,23 +271,29 @@ def _watched(
 
 
 def _head_shape(
-    task: Task, features: Tensor, prefix: FrozenPrefix | None, setup: Setup
+    task: Task,
+    features: Tensor,
+    prefix: FrozenPrefix | None,
+    setup: Setup,
+    start: Model | None,
 ) -> HeadShape:
-    if prefix is not None:
-        features = prefix.module(features[:1])
-    width = int(features.shape[1])
+    first = features[:1] if prefix is None else prefix.module(features[:1])
+    pooled = first
     if not setup.frozen:
         suffix = setup.backbone.suffix(setup.depth, setup.pooling)
         with torch.inference_mode():
-            first = features[:1].float() if features.is_floating_point() else features[:1]
-            width = int(suffix.eval()(first).shape[1])
-    if setup.plan.cutmix and not setup.plan.mixup and features.ndim != 4:
+            pooled = suffix.eval()(first.float() if first.is_floating_point() else first)
+    if setup.plan.cutmix and not setup.plan.mixup and first.ndim != 4:
         raise ValueError(
             f"cutmix={setup.plan.cutmix:g} pastes a part of one map into another, but at this "
-            f"freeze depth features have the shape {tuple(features.shape[1:])}. Use mixup, or "
+            f"freeze depth features have the shape {tuple(first.shape[1:])}. Use mixup, or "
             "freeze fewer stages."
         )
-    return HeadShape(setup.head, task.n_classes, setup.dropout, width)
+    if setup.head == "auto" and start is not None and start.head.has_one_layer:
+        kind = start.head.head
+    else:
+        kind = choose_head(setup.head, pooled)
+    return HeadShape(kind, task.n_classes, setup.dropout, int(pooled.shape[1]))
 
 
 def _fitted_head(
@@ -316,7 +322,7 @@ def _fitted_head(
             pooled = prefix.compute(
                 task.images, setup.cache, setup.n_jobs, training.tolist(), tell=tell
             )
-    plan = setup.plan.of_the_head(convex=head.is_linear)
+    plan = setup.plan.of_the_head(convex=head.is_convex)
     net = assemble_net(
         setup.backbone, depth, setup.pooling, head, plan, setup.precision, setup.device
     )

@@ -35,6 +35,7 @@ from .expectations import (
     tuple_of,
 )
 from .hardware import PRECISIONS
+from .heads import ONE_LAYER
 from .images import CHANNELS
 from .optimization import OPTIMIZERS, SCHEDULES, UNFREEZING
 from .persistence import FORMAT, Stored, to_array
@@ -271,7 +272,7 @@ _network = {
 _widths = tuple_of(integer(1, 2**31))
 _head = record(
     {
-        "head": either(one_of("linear"), _widths),
+        "head": either(one_of(*ONE_LAYER), _widths),
         "n_classes": integer(2),
         "dropout": _share,
         "in_features": integer(1, 2**31),
@@ -503,7 +504,7 @@ def _check_classifier_tensors(read: Stored, tensors: Tensors) -> None:
 
 def _check_head(head: Stored, tensors: Tensors) -> None:
     """Before it is built: a few digits may ask for more memory than there is."""
-    hidden = () if head["head"] == "linear" else head["head"]
+    hidden = () if head["head"] in ONE_LAYER else head["head"]
     widths = (head["in_features"], *hidden, head["n_classes"])
     wanted = [(out, into) for into, out in zip(widths, widths[1:], strict=False)]
     found = {
@@ -552,7 +553,7 @@ def _classifier_path(estimator: Any) -> tuple[Sequence[nn.Module], int]:
 CLASSIFIER = Layout(
     parameters=_parameters
     | {
-        "head": either(one_of("linear"), _widths),
+        "head": either(one_of("auto", *ONE_LAYER), _widths),
         "class_weight": optional(either(text, list_of(tuple_of(scalar, 2)))),
         "callbacks": one_of(None),
     },

@@ -128,7 +128,7 @@ def assemble_net(
     suffix = backbone.suffix(depth, pooling)
     stages = backbone.suffix_stages(depth, suffix) if depth < len(backbone.stages) else None
     module = head.make(plan.seed)
-    if plan.full_batch and head.head == "linear":
+    if plan.full_batch and head.has_one_layer:
         for parameter in module.parameters():  # a convex problem needs no random start
             nn.init.zeros_(parameter)
     return make_net(

@@ -21,6 +21,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from . import logistic
 from .batches import FeatureRows, Mixer, TensorBatches
+from .depthwise import train_depthwise_fast
+from .heads import SquareRoot
 from .optimization import (
     OPTIMIZERS,
     StepSizes,
@@ -210,6 +212,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
         self._average = WeightAverage(self.module_, plan.ema_decay) if plan.ema_decay else None
         self._frozen: list[nn.Module] = list(self._learned_norms)
         self._n_unfrozen = self.n_stages
+        self._read: tuple[FeatureRows, FeatureRows] | None = None
         self._is_ready = True
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
@@ -221,6 +224,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
         """Be ready for nothing more."""
         self._step_sizes.finish()
         self._is_ready = False
+        self._read = None
 
     def unfreeze(self, n_stages: int) -> None:
         """Let the last stages train, and none before them.
@@ -257,9 +261,11 @@ class SuffixNet(skorch.NeuralNetClassifier):
         self.criterion_.train()
         for module in self._frozen:
             module.training = False  # batch norm keeps its statistics, dropout is off
-        losses, sizes = (
-            self._logistic_steps(iterator) if self._is_plain() else self._steps(iterator)
-        )
+        if self._is_plain():
+            iterator.dataset = self._as_read(iterator.dataset)
+            losses, sizes = self._logistic_steps(iterator)
+        else:
+            losses, sizes = self._steps(iterator)
         processes().agree(*self.module_.buffers())
         rows = self.history[-1]["batches"]
         while len(rows) < len(sizes):
@@ -286,20 +292,32 @@ class SuffixNet(skorch.NeuralNetClassifier):
             and not self._is_watched()
         )
 
+    def _as_read(self, rows: FeatureRows) -> FeatureRows:
+        """What the linear layer reads of the rows, found once for all epochs."""
+        if self._read is None or self._read[0] is not rows:
+            features = self._linear_inputs(rows.features)
+            self._read = rows, FeatureRows(features, rows.labels, rows.weights)
+        return self._read[1]
+
+    @torch.no_grad()
+    def _linear_inputs(self, features: Tensor) -> Tensor:
+        head = self.module_.head
+        inputs: Tensor = head[:-1](self.module_.suffix(features).to(head[-1].weight.dtype))
+        return inputs
+
     @torch.no_grad()
     def _logistic_steps(self, batches: Iterable[Batch]) -> tuple[list[Tensor], list[int]]:
         """Do as `_steps` does, by the gradient that logistic regression is known to have.
 
         A step on a small head costs less than all that usually surrounds it.
         """
-        linear = self.module_.head[0]
+        linear = self.module_.head[-1]
         weight, bias, transposed = linear.weight, linear.bias, linear.weight.T
         step = quick_step(self.optimizer_)
         losses, sizes = [], []
         for batch in batches:
-            features, (labels, weights) = self._on_device(batch)
+            rows, (labels, weights) = self._on_device(batch)
             self._step_sizes.before_step()
-            rows = self.module_.suffix(features).to(weight.dtype)
             logits = torch.addmm(bias, rows, transposed)
             shares = (weights / len(rows))[:, None]
             loss, error = logistic.loss_and_error(logits, self._soft_targets[labels], shares, dim=1)
@@ -396,7 +414,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
 
     @cached_property
     def _soft_targets(self) -> Tensor:
-        n_classes, smoothing = self.module_.head[0].out_features, self.criterion_.label_smoothing
+        n_classes, smoothing = self.module_.head[-1].out_features, self.criterion_.label_smoothing
         return logistic.soft_targets(n_classes, smoothing).float().to(self.device)
 
     def _is_watched(self) -> bool:
@@ -467,9 +485,10 @@ class SuffixNet(skorch.NeuralNetClassifier):
             step: dict[str, Any] = super().train_step(batch, **fit_params)
             return step
         features, (labels, weights) = (to_device(part, self.device) for part in batch)
-        linear = self.module_.head[0]
+        linear = self.module_.head[-1]
+        rows = self._linear_inputs(features)
         solution = logistic.solve(
-            self.module_.suffix(features),
+            rows,
             labels,
             weights,
             linear.out_features,
@@ -480,7 +499,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
         with torch.no_grad():
             linear.weight.copy_(solution.weight)
             linear.bias.copy_(solution.bias)
-            logits = linear(features.to(linear.weight.dtype))
+            logits = linear(rows)
         self.n_steps_ = solution.n_iter
         return {"loss": torch.tensor(solution.loss), "y_pred": logits}
 
@@ -560,8 +579,10 @@ class Snapshot:
 
 
 def _is_linear(head: nn.Module) -> bool:
-    """Whether :func:`make_head` made one linear layer and nothing else."""
-    return type(head) is nn.Sequential and len(head) == 1 and type(head[0]) is nn.Linear
+    """Whether :func:`make_head` made one linear layer, on features or their roots."""
+    if type(head) is not nn.Sequential or type(head[-1]) is not nn.Linear:
+        return False
+    return all(type(layer) is SquareRoot for layer in head[:-1])
 
 
 def _softmax(logits: Tensor) -> Tensor:
@@ -580,6 +601,7 @@ def make_net(
     callbacks: Any = None,
 ) -> SuffixNet:
     """Set up a net that is ready to be fitted."""
+    train_depthwise_fast(suffix)
     module = SuffixAndHead(suffix, head.to(plan.dtype), precision)
     module.requires_grad_(True)
     learned = _learned_norms(suffix)

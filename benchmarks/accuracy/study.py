@@ -35,11 +35,37 @@ Fold = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 Method = Callable[[Paths, Any, Paths, argparse.Namespace], npt.NDArray[Any]]
 
 MEAN, STD = [127 / 255] * 3, [128 / 255] * 3
+
+
+class TowardsStart(torch.optim.AdamW):
+    """AdamW that draws pretrained weights to where they began: L2-SP, decoupled.
+
+    X. Li et al., Explicit Inductive Bias for Transfer Learning with Convolutional Networks (2018).
+    """
+
+    pull = 10.0  # share of the way, in learning rates
+
+    def step(self, closure: Any = None) -> Any:
+        """Step as AdamW does, and then a part of the way back."""
+        groups = [group for group in self.param_groups if group["distance"]]
+        starts = self.__dict__.setdefault("starts", {})
+        for parameter in (p for group in groups for p in group["params"]):
+            starts.setdefault(parameter, parameter.detach().clone())
+        loss = super().step(closure)
+        with torch.no_grad():
+            for group in groups:
+                for parameter in group["params"]:
+                    parameter.lerp_(starts[parameter], group["lr"] * self.pull)
+        return loss
+
+
 RECIPES: dict[str, dict[str, Any]] = {
     "sktl, default": {},
+    "sktl, linear head": {"head": "linear"},
     "sktl, last stage": {"freeze": -1},
     "sktl, last two stages": {"freeze": -2},
     "sktl, head first (LP-FT)": {"freeze": "none"},
+    "sktl, head first, L2-SP": {"freeze": "none", "optimizer": TowardsStart},
     "sktl, all at once": {"freeze": "none", "unfreeze": "at_once"},
     "sktl, gradual": {"freeze": "none", "unfreeze": "gradual"},
 }
@@ -49,7 +75,7 @@ def with_sktl(**recipe: Any) -> Method:
     """Make a method of a recipe, with sktl's defaults otherwise."""
 
     def predict(X: Paths, y: Any, X_test: Paths, args: argparse.Namespace) -> npt.NDArray[Any]:
-        epochs = {"max_epochs": args.epochs} if recipe else {}
+        epochs = {"max_epochs": args.epochs} if "freeze" in recipe else {}
         clf = PretrainedImageClassifier(image_size=args.size, random_state=0, **epochs, **recipe)
         return clf.fit(X, y).predict(X_test)
 
