@@ -150,7 +150,7 @@ class PretrainedImageClassifier(
         Longer gradients are shortened to this norm.
     ema_decay : float or None, default=None
         Keep the exponential moving average of the weights, with this decay a step, in place of
-        the last ones.
+        the last ones. Each call of `fit` or `partial_fit` begins one.
     early_stopping : bool, default=False
         Set aside some images of each class, stop when they are no longer classified better, and
         bring back the best weights. Better is a higher accuracy, or the same with a lower loss.

@@ -133,7 +133,8 @@ def _run_epochs(
                 whole = Snapshot(net.module_)
         stop = (best is not None and best.is_enough()) or stop
         if observer is not None:
-            stop = observer.epoch_ends(history_rows(net)[-1]) or stop
+            with net.averaged():
+                stop = observer.epoch_ends(history_rows(net)[-1]) or stop
         if stop:
             break
     net.finish()

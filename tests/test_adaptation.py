@@ -256,7 +256,7 @@ def test_trained_stages_and_hidden_layers(two_sources, params, tmp_path):
     adapted = clf.adapt(other)
     assert adapted.freeze_ == clf.freeze_
     np.testing.assert_array_equal(adapted.transform(X), features)
-    assert isinstance(adapted.net_.module_.head[0], nn.Linear)
+    assert isinstance(adapted.net_.module_.head[-1], nn.Linear)
     assert adapted.score(other, labels) > clf.score(other, labels)
     entropies = clf.adapt(other, method="tent")
     assert entropies.freeze_ == 0
@@ -312,7 +312,7 @@ def test_label_shift_where_only_frequencies_differ(fitted):
     adapted = fitted.adapt(X, method="label_shift")
     assert adapted.score(X, y) > fitted.score(X, y)
     assert adapted.adaptation_.proportions[[3, 8, 9]].sum() < 0.12
-    heads = [clf.net_.module_.head[0] for clf in (adapted, fitted)]
+    heads = [clf.net_.module_.head[-1] for clf in (adapted, fitted)]
     assert torch.equal(heads[0].weight, heads[1].weight)
     assert (heads[0].bias < heads[1].bias)[[3, 8, 9]].all()
 

@@ -119,7 +119,7 @@ def test_transform(rows, params, width):
     assert list(names) == [f"penultimate_{i}" for i in range(width)]
     head = clf.net_.module_.head
     with torch.no_grad():
-        logits = head(torch.from_numpy(features).to(head[0].weight.dtype)).numpy()
+        logits = head(torch.from_numpy(features).to(head[-1].weight.dtype)).numpy()
     assert clf.decision_function(X) == pytest.approx(logits, abs=1e-4)
 
 

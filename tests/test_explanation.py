@@ -83,12 +83,12 @@ def test_each_class_has_its_own_places(clf, scenes):
 def test_grad_cam_of_a_linear_head_on_means(clf, scenes):
     """There the gradient of a logit is the head's weights, at each place."""
     X, _, _ = scenes
-    big = PretrainedImageClassifier(image_size=128, precision="float32")
+    big = PretrainedImageClassifier(head="linear", image_size=128, precision="float32")
     model = big.fit(X[:8], clf.predict(X[:8]))._model
     prepared = model.backbone.recipe.apply(torch.from_numpy(X[:3]).permute(0, 3, 1, 2))
     with torch.no_grad():
         maps = model.backbone.stage_features(len(big.stages_) - 1, None)(prepared)
-        weights = big.net_.module_.head[0].weight[1].float()
+        weights = big.net_.module_.head[-1].weight[1].float()
         places = torch.einsum("nchw,c->nhw", maps, weights).clamp(min=0) / 16
     expected = nn.functional.interpolate(places[:, None], (128, 128), mode="bilinear")[:, 0]
     np.testing.assert_allclose(big.explain(X[:3], "cup"), expected, rtol=1e-3, atol=1e-5)

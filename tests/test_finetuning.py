@@ -108,8 +108,8 @@ def test_rates_fall_from_stage_to_stage(make, data):
             if any(parameter is p for p in group["params"]):
                 rates[name.partition("body.")[2] or name] = group["lr"], group["weight_decay"]
     assert [clf.history_[0][name] for name in ("lr", "backbone_lr")] == [1e-2, 1e-3]
-    assert rates["head.0.weight"] == (1e-2, 0.1)
-    assert rates["head.0.bias"] == (1e-2, 0)
+    assert rates["head.1.weight"] == (1e-2, 0.1)
+    assert rates["head.1.bias"] == (1e-2, 0)
     assert rates["layer2.1.conv2.weight"] == (1e-3, 0.1)
     assert rates["layer2.1.bn2.weight"] == (1e-3, 0)
     stages = clf.stages_
@@ -296,7 +296,7 @@ def test_mixing_trains(make, data, params):
 
 
 def test_mixup_of_frozen_features_takes_steps(make, data):
-    clf = make(freeze="all", mixup=0.2, max_epochs=30, lr=0.05).fit(*data)
+    clf = make(freeze="all", mixup=0.2, max_epochs=60, lr=0.05).fit(*data)
     assert type(clf.net_.optimizer_) is torch.optim.AdamW
     assert clf.score(*data) > 0.6
 
@@ -646,7 +646,7 @@ def test_an_interrupted_fit_with_nothing_to_keep_stays_unfitted(make, data, warm
 @pytest.mark.parametrize("freeze", ["all", -1])
 def test_partial_fit(make, data, freeze):
     X, y = data
-    clf = make(freeze=freeze, lr=0.1 if freeze == "all" else 1e-3)
+    clf = make(freeze=freeze, head="linear", lr=0.1 if freeze == "all" else 1e-3)
     halves = np.flatnonzero(y < 2), np.arange(len(y))
     clf.partial_fit(X[halves[0]], y[halves[0]], classes=[0, 1, 2])
     assert clf.classes_.tolist() == [0, 1, 2]
@@ -785,6 +785,19 @@ def test_callbacks_of_scikit_learn(make, data):
     assert not recorder.is_set_up
     assert recorder.scores[-1] == clf.score(*data)
     plain = make(lr=1e-2).fit(*data)
+    assert np.array_equal(plain.predict_proba(data[0]), clf.predict_proba(data[0]))
+
+
+def test_callbacks_see_the_averaged_weights(make, data):
+    class Probabilities(Recorder):
+        def on_fit_task_end(self, estimator, context, *, X, y, fitted_estimator):
+            self.scores.append(fitted_estimator.predict_proba(X))
+
+    settings = {"lr": 1e-2, "ema_decay": 0.9, "max_epochs": 2}
+    recorder = Probabilities()
+    clf = make(**settings).set_callbacks(recorder).fit(*data)
+    assert np.array_equal(recorder.scores[-2], clf.predict_proba(data[0]))  # of the last epoch
+    plain = make(**settings).fit(*data)
     assert np.array_equal(plain.predict_proba(data[0]), clf.predict_proba(data[0]))
 
 

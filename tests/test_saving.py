@@ -345,7 +345,7 @@ def test_the_file_is_a_safetensors_file(fitted, path):
     fitted.save(path)
     with safetensors.safe_open(path, "pt") as file:
         document = json.loads(file.metadata()["sktl"])
-        assert "trained/head.0.weight" in file.keys()  # noqa: SIM118
+        assert "trained/head.1.weight" in file.keys()  # noqa: SIM118
     assert document["estimator"] == "PretrainedImageClassifier"
     assert seal(path.read_bytes()) == path.read_bytes()
 
@@ -520,7 +520,7 @@ def test_labels_of_odd_kinds_are_refused(fitted, path):
 def test_weights_that_are_not_numbers_are_refused(fitted, path):
     other = copy.deepcopy(fitted)
     with torch.no_grad():
-        other.net_.module_.head[0].weight[0, 0] = torch.nan
+        other.net_.module_.head[-1].weight[0, 0] = torch.nan
     with pytest.raises(NotSavableError, match="not finite"):
         other.save(path)
 
@@ -806,7 +806,7 @@ CHANGES = {
     "no plan": (lose("model", "plan", "seed"), "lacks"),
     "other stages": (set_at("attributes", "stages_", 0, "other"), "other stages"),
     "same as nothing": (set_at("model", "same", "trained", {"a": "b"}), "same.trained"),
-    "one too many": (set_at("model", "same", "trained", {"a": "head.0.bias"}), "do not fit"),
+    "one too many": (set_at("model", "same", "trained", {"a": "head.1.bias"}), "do not fit"),
     "names for nothing": (set_at("attributes", "feature_names_in_", ["a"]), "1 feature_names_in_"),
     "half of early stopping": (set_at("attributes", "best_epoch_", 1), "belong together"),
 }
@@ -874,13 +874,13 @@ def put(name, tensor):
 
 
 TENSORS = {
-    "missing": (drop("trained/head.0.bias"), "head.0.bias"),
-    "no head": (drop("trained/head.0.weight"), "head should have weights"),
-    "misshapen": (put("trained/head.0.bias", torch.zeros(3).double()), "head.0.bias"),
-    "turned": (put("trained/head.0.weight", torch.zeros(1280, 2).double()), "head should have"),
-    "other dtype": (put("trained/head.0.weight", torch.zeros(2, 1280)), "head.0.weight"),
+    "missing": (drop("trained/head.1.bias"), "head.1.bias"),
+    "no head": (drop("trained/head.1.weight"), "head should have weights"),
+    "misshapen": (put("trained/head.1.bias", torch.zeros(3).double()), "head.1.bias"),
+    "turned": (put("trained/head.1.weight", torch.zeros(1280, 2).double()), "head should have"),
+    "other dtype": (put("trained/head.1.weight", torch.zeros(2, 1280)), "head.1.weight"),
     "not a number": (
-        put("trained/head.0.bias", torch.tensor([0, torch.nan]).double()),
+        put("trained/head.1.bias", torch.tensor([0, torch.nan]).double()),
         "not finite",
     ),
     "one too many": (put("trained/other", torch.zeros(3)), "other"),
@@ -929,7 +929,7 @@ def test_stages_that_are_not_there_are_refused(stage, X, path):
 
 def test_a_head_for_another_network_is_refused(saved):
     def narrow(tensors):
-        tensors["trained/head.0.weight"] = tensors["trained/head.0.weight"][:, :12]
+        tensors["trained/head.1.weight"] = tensors["trained/head.1.weight"][:, :12]
 
     retensor(saved, narrow)
     rewrite(saved, set_at("model", "head", "in_features", 12))

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
@@ -17,7 +18,7 @@ from torchvision.models.resnet import BasicBlock
 
 from sktl import PretrainedImageClassifier
 from sktl.batches import FeatureRows, TensorBatches
-from sktl.heads import make_head
+from sktl.heads import SquareRoot, make_head
 from sktl.optimization import quick_step
 
 SIZE = 32
@@ -193,6 +194,7 @@ def test_training_steps_are_those_of_plain_torch(make, network, photographs, fre
     clf = make(
         freeze=freeze, optimizer="sgd", lr=0.1, backbone_lr=0.05, weight_decay=0.01,
         max_epochs=2, batch_size=12, precision="float32", schedule="constant", unfreeze="at_once",
+        head="linear",
     )  # fmt: skip
     clf.fit(X, y)
 
@@ -245,16 +247,18 @@ def optimum(features, y, weight_decay, sample_weight=None):
 
 @pytest.mark.parametrize("weight_decay", [1e-1, 1e-3])
 @pytest.mark.parametrize("n_classes", [2, 3])
-@pytest.mark.parametrize("weighted", [False, True])
-def test_auto_finds_the_optimum(embedded, three_kinds, weight_decay, n_classes, weighted):
+@pytest.mark.parametrize(("weighted", "head"), [(False, "linear"), (True, "root")])
+def test_auto_finds_the_optimum(embedded, three_kinds, weight_decay, n_classes, weighted, head):
     X, y = (part[three_kinds[1] < n_classes] for part in three_kinds)
     weights = np.random.RandomState(0).uniform(0, 3, len(y)) if weighted else None
-    clf = embedded(weight_decay=weight_decay).fit(X, y, sample_weight=weights)
+    clf = embedded(weight_decay=weight_decay, head=head).fit(X, y, sample_weight=weights)
     features = clf.transform(X).astype(np.float64)
+    if head == "root":
+        features = features / np.sqrt(features + 1e-3)
     expected = optimum(features, y, weight_decay, weights)
 
     assert type(clf.net_.optimizer_) is torch.optim.LBFGS
-    linear = clf.net_.module_.head[0]
+    linear = clf.net_.module_.head[-1]
     assert linear.weight.dtype == torch.float64
     assert clf.predict_proba(X) == pytest.approx(expected.predict_proba(features), abs=2e-5)
     if n_classes == 3:
@@ -317,7 +321,7 @@ def test_the_class_means_the_same_as_the_name(make, three_kinds):
         assert np.array_equal(by_name.predict_proba(X), by_class.predict_proba(X))
 
 
-@pytest.mark.parametrize("head", ["linear", (16,), (32, 16), nn.Linear])
+@pytest.mark.parametrize("head", ["linear", "root", (16,), (32, 16), nn.Linear])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_heads_and_optimizers_learn(embedded, three_kinds, head, optimizer):
     lr = 0.05 if optimizer == "sgd" else 3e-3
@@ -640,6 +644,52 @@ def test_layers_of_a_head():
     kinds = [type(layer).__name__ for layer in make_head((8,), 16, 3, 0.5)]
     assert kinds == ["Dropout", "Linear", "ReLU", "Dropout", "Linear"]
     assert [type(layer).__name__ for layer in make_head("linear", 16, 3, 0.0)] == ["Linear"]
+    kinds = [type(layer).__name__ for layer in make_head("root", 16, 3, 0.5)]
+    assert kinds == ["SquareRoot", "Dropout", "Linear"]
+
+
+def test_square_roots():
+    features = torch.tensor([4.0, 0.25, -9.0, 0.0], requires_grad=True)
+    roots = SquareRoot()(features)
+    assert roots.tolist() == pytest.approx([2, 0.5, -3, 0], rel=1e-2)
+    roots.sum().backward()
+    slopes = features.grad.tolist()
+    assert slopes[:3] == pytest.approx([1 / 4, 1, 1 / 6], rel=1e-2)
+    assert 10 < slopes[3] < 100  # where the root's own is infinite
+
+
+@pytest.mark.parametrize("freeze", ["all", -1, "none"])
+@pytest.mark.parametrize(("last", "kind"), [(nn.ReLU, "root"), (nn.Tanh, "linear")])
+def test_the_default_head_suits_the_features(photographs, freeze, last, kind):
+    """The root is taken where no feature can be negative."""
+    torch.manual_seed(0)
+    stages = [nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.Conv2d(16, 16, 3, 2), last()]
+    network = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2))
+    clf = PretrainedImageClassifier(
+        network, freeze=freeze, image_size=32, max_epochs=2, random_state=0
+    )
+    clf.fit(*photographs)
+    assert clf._model.head.head == kind
+    assert (clf.transform(photographs[0]) < 0).any() == (kind == "linear")
+    named = clone(clf).set_params(head=kind).fit(*photographs)
+    assert np.array_equal(named.predict_proba(photographs[0]), clf.predict_proba(photographs[0]))
+
+
+def test_going_on_keeps_the_kind_of_head():
+    """Whatever the first image of another batch looks like."""
+    convolution = nn.Conv2d(3, 1, 1)
+    with torch.no_grad():
+        convolution.weight.fill_(1)
+    network = nn.Sequential(
+        convolution, nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2)
+    )
+    dark_first = np.zeros((4, 32, 32, 3), np.uint8)
+    dark_first[1::2] = 255
+    clf = PretrainedImageClassifier(network, image_size=32)
+    clf.partial_fit(dark_first, [0, 1, 0, 1], classes=[0, 1])
+    assert clf._model.head.head == "linear"
+    clf.partial_fit(dark_first[::-1].copy(), [1, 0, 1, 0])
+    assert clf._model.head.head == "linear"
 
 
 def test_a_head_that_is_always_the_same_module(make, three_kinds):
