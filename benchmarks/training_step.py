@@ -1,7 +1,8 @@
-"""An epoch of fine-tuning all of ResNet-18: sktl beside a hand-written loop that does the same."""
+"""An epoch of fine-tuning a whole network: sktl beside a hand-written loop that does the same."""
 
 from __future__ import annotations
 
+import argparse
 import time
 
 import torch
@@ -19,14 +20,15 @@ from torch import nn
 
 from sktl import PretrainedImageClassifier
 
+NETWORKS = ("resnet18", "mobilenet_v2")
 
-def main() -> None:
+
+def compare(name: str, args: argparse.Namespace) -> None:
     """Run both sides in turns and print how they compare."""
-    args = arguments(__doc__, images=192, batch_size=32, repeats=3)
     X, y = pictures(args.images)
     clf = PretrainedImageClassifier(
-        "resnet18",
-        weights=weights_file("resnet18"),
+        name,
+        weights=weights_file(name),
         freeze="none",
         unfreeze="at_once",
         max_epochs=2,
@@ -37,8 +39,9 @@ def main() -> None:
         return float(clf.fit(X, y).history_[-1]["seconds"])
 
     images, labels = normalised(X), torch.from_numpy(y)
-    network = plain_network("resnet18")
-    network.fc = nn.Linear(512, N_CLASSES)
+    network = plain_network(name)
+    *_, (last, layer) = ((n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear))
+    network.set_submodule(last, nn.Linear(layer.in_features, N_CLASSES))
     network = network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-4, fused=True)
 
@@ -58,7 +61,15 @@ def main() -> None:
 
     low_precision = clf.fit(X[:64], y[:64]).precision_ == "bfloat16"
     medians = take_turns({"sktl": sktl_epoch, "hand-written": hand_written_epoch}, args.repeats)
+    print(name)
     report(medians, "hand-written")
+
+
+def main() -> None:
+    """Compare on some networks."""
+    args = arguments(__doc__, images=192, batch_size=32, repeats=3, networks=len(NETWORKS))
+    for name in NETWORKS[: args.networks]:
+        compare(name, args)
 
 
 if __name__ == "__main__":
