@@ -30,7 +30,7 @@ from .explanation import METHODS as EXPLANATIONS
 from .explanation import explain_images
 from .export import TorchClassifier, to_onnx, to_torch
 from .fitting import Fit, Setup, Task, fit_model
-from .heads import ONE_LAYER
+from .heads import HEADS
 from .images import Images, kind_of
 from .labels import check_labels, check_weights, class_numbers
 from .layouts import CLASSIFIER
@@ -256,7 +256,7 @@ class PretrainedImageClassifier(
 
     _parameter_constraints: dict[str, list[Any]] = ImageEstimator._parameter_constraints | {
         "freeze": [Integral, str],
-        "head": [StrOptions({"auto", *ONE_LAYER}), tuple, callable],
+        "head": [StrOptions(set(HEADS)), tuple, callable],
         "dropout": [_SHARE],
         "augment": [StrOptions(set(AUGMENTATIONS)), callable, None],
         "n_views": [Interval(Integral, 1, None, closed="left"), None],
@@ -603,7 +603,7 @@ class PretrainedImageClassifier(
             "partial_fit": partial,
         }
         asking = [name for name, asks in asks_for_steps.items() if asks]
-        convex = frozen and self.head in ("auto", *ONE_LAYER) and self.criterion == "cross_entropy"
+        convex = frozen and self.head in HEADS and self.criterion == "cross_entropy"
         optimizer = choose_optimizer(self.optimizer, convex=convex and not asking, lr=self.lr)
         if optimizer == "lbfgs" and (not frozen or asking):
             reason = asking[0] if frozen else f"freeze={self.freeze!r}"

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 Head = str | tuple[int, ...] | Callable[[int, int], nn.Module]
 
 ONE_LAYER = ("linear", "root")
-# Within it of zero the root is cut off, so that its slope stays finite: networks train through it.
-_SMALL = 1e-3
+HEADS = ("auto", *ONE_LAYER)
+_SMALL = 1e-3  # keeps the root's slope at zero finite, since networks train through it
 
 
 class SquareRoot(nn.Module):

@@ -35,7 +35,7 @@ from .expectations import (
     tuple_of,
 )
 from .hardware import PRECISIONS
-from .heads import ONE_LAYER
+from .heads import HEADS, ONE_LAYER
 from .images import CHANNELS
 from .optimization import OPTIMIZERS, SCHEDULES, UNFREEZING
 from .persistence import FORMAT, Stored, to_array
@@ -553,7 +553,7 @@ def _classifier_path(estimator: Any) -> tuple[Sequence[nn.Module], int]:
 CLASSIFIER = Layout(
     parameters=_parameters
     | {
-        "head": either(one_of("auto", *ONE_LAYER), _widths),
+        "head": either(one_of(*HEADS), _widths),
         "class_weight": optional(either(text, list_of(tuple_of(scalar, 2)))),
         "callbacks": one_of(None),
     },

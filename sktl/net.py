@@ -143,7 +143,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
     def _is_logistic(self) -> bool:
         """Whether training is logistic regression on the features."""
         return (
-            not any(True for _ in self.module_.suffix.parameters())
+            type(self.module_.suffix) is nn.Identity
             and _is_linear(self.module_.head)
             and self.criterion_.criterion == "cross_entropy"
         )
@@ -302,7 +302,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
     @torch.no_grad()
     def _linear_inputs(self, features: Tensor) -> Tensor:
         head = self.module_.head
-        inputs: Tensor = head[:-1](self.module_.suffix(features).to(head[-1].weight.dtype))
+        inputs: Tensor = head[:-1](features.to(head[-1].weight.dtype))
         return inputs
 
     @torch.no_grad()

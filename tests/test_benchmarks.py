@@ -27,7 +27,7 @@ def slow(command):
         "decoding.py --repeats 1",
         slow("large_folder.py --images 32 --few 16"),
         slow("deploy.py --images 16 --repeats 1 --compile 0"),
-        slow("training_step.py --images 64 --networks 1 --repeats 1"),
+        slow("training_step.py --images 64 --repeats 1"),
         slow("compiling.py --images 32 --networks 1 --repeats 1"),
         slow("accuracy/study.py --digits 2 --size 32 --epochs 1 --folds 2 --output {output}"),
     ],

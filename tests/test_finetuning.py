@@ -643,10 +643,12 @@ def test_an_interrupted_fit_with_nothing_to_keep_stays_unfitted(make, data, warm
     assert not hasattr(clf, "classes_")
 
 
-@pytest.mark.parametrize("freeze", ["all", -1])
-def test_partial_fit(make, data, freeze):
+@pytest.mark.parametrize(
+    ("freeze", "settings"), [("all", {"head": "linear", "lr": 0.1}), (-1, {"lr": 1e-3})]
+)
+def test_partial_fit(make, data, freeze, settings):
     X, y = data
-    clf = make(freeze=freeze, head="linear", lr=0.1 if freeze == "all" else 1e-3)
+    clf = make(freeze=freeze, **settings)
     halves = np.flatnonzero(y < 2), np.arange(len(y))
     clf.partial_fit(X[halves[0]], y[halves[0]], classes=[0, 1, 2])
     assert clf.classes_.tolist() == [0, 1, 2]

@@ -19,7 +19,9 @@ from torchvision.models.resnet import BasicBlock
 from sktl import PretrainedImageClassifier
 from sktl.batches import FeatureRows, TensorBatches
 from sktl.heads import SquareRoot, make_head
+from sktl.net import make_net
 from sktl.optimization import quick_step
+from sktl.training import train
 
 SIZE = 32
 
@@ -247,7 +249,8 @@ def optimum(features, y, weight_decay, sample_weight=None):
 
 @pytest.mark.parametrize("weight_decay", [1e-1, 1e-3])
 @pytest.mark.parametrize("n_classes", [2, 3])
-@pytest.mark.parametrize(("weighted", "head"), [(False, "linear"), (True, "root")])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("head", ["linear", "root"])
 def test_auto_finds_the_optimum(embedded, three_kinds, weight_decay, n_classes, weighted, head):
     X, y = (part[three_kinds[1] < n_classes] for part in three_kinds)
     weights = np.random.RandomState(0).uniform(0, 3, len(y)) if weighted else None
@@ -646,6 +649,15 @@ def test_layers_of_a_head():
     assert [type(layer).__name__ for layer in make_head("linear", 16, 3, 0.0)] == ["Linear"]
     kinds = [type(layer).__name__ for layer in make_head("root", 16, 3, 0.5)]
     assert kinds == ["SquareRoot", "Dropout", "Linear"]
+
+
+def test_what_is_random_before_a_linear_head_is_drawn_in_each_epoch():
+    plan = PretrainedImageClassifier(lr=1e-20, max_epochs=2)._plan(True, 0, False)
+    head, device = make_head("linear", 16, 2, 0.0), torch.device("cpu")
+    net = make_net(nn.Dropout(0.5), head, plan, "float32", device)
+    train(net, FeatureRows(torch.rand(8, 16), torch.arange(8) % 2))
+    first, second = (row["train_loss"] for row in net.history)
+    assert first != second
 
 
 def test_square_roots():

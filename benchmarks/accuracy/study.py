@@ -48,14 +48,12 @@ class TowardsStart(torch.optim.AdamW):
     def step(self, closure: Any = None) -> Any:
         """Step as AdamW does, and then a part of the way back."""
         groups = [group for group in self.param_groups if group["distance"]]
-        starts = self.__dict__.setdefault("starts", {})
-        for parameter in (p for group in groups for p in group["params"]):
-            starts.setdefault(parameter, parameter.detach().clone())
+        if not hasattr(self, "starts"):  # the head has been fitted by now
+            self.starts = [[p.detach().clone() for p in group["params"]] for group in groups]
         loss = super().step(closure)
         with torch.no_grad():
-            for group in groups:
-                for parameter in group["params"]:
-                    parameter.lerp_(starts[parameter], group["lr"] * self.pull)
+            for group, starts in zip(groups, self.starts, strict=True):
+                torch._foreach_lerp_(group["params"], starts, group["lr"] * self.pull)
         return loss
 
 
