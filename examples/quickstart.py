@@ -35,7 +35,7 @@ clf = PretrainedImageClassifier(image_size=96, random_state=0)
 clf.fit(X_train, y_train)
 pixels = LogisticRegression(max_iter=2000).fit(X_train, y_train)
 print(f"accuracy on {len(y_test)} held-out images")
-print(f"  frozen EfficientNet-Lite0, linear head   {clf.score(X_test, y_test):.3f}")
+print(f"  frozen EfficientNet-Lite0, the default   {clf.score(X_test, y_test):.3f}")
 print(f"  LogisticRegression on the raw pixels     {pixels.score(X_test, y_test):.3f}")
 
 # %%
