@@ -12,8 +12,6 @@ from torch.utils.data import Dataset
 
 from .backbones.split import spatial_axes
 
-_SHUFFLED_AT_ONCE = 2**26  # bytes of features that are put in an epoch's order by copying
-
 
 class FeatureRows(Dataset[tuple[Tensor, tuple[Tensor, Tensor]]]):
     """Features in one tensor, with labels and weights.
@@ -40,13 +38,7 @@ class FeatureRows(Dataset[tuple[Tensor, tuple[Tensor, Tensor]]]):
 
     def __getitem__(self, index: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Images by anything that indexes a tensor, each as it is in the first view."""
-        features, labels, weights = self.at(index)
-        return features, (labels, weights)
-
-    def at(self, index: Any, views: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Features, labels and weights of some images, in the given views."""
-        place = index if views is None else index + views * len(self)
-        return self.features[place], self.labels[index], self.weights[index]
+        return self.features[index], (self.labels[index], self.weights[index])
 
     def all_views(self) -> FeatureRows:
         """Each view of an image as an image of its own."""
@@ -79,32 +71,39 @@ class TensorBatches:
         self.generator = generator
 
     def __len__(self) -> int:
-        return len(self._bounds())
+        return len(self.sizes)
 
     def __iter__(self) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor]]]:
-        n, dataset = len(self.dataset), self.dataset
-        order = views = None
-        if self.generator is not None and dataset.n_views > 1:
-            views = torch.randint(dataset.n_views, (n,), generator=self.generator)
-        if self.generator is not None and (self.batch_size < n or views is not None):
-            order = torch.randperm(n, generator=self.generator)
-            if dataset.features.nbytes // dataset.n_views <= _SHUFFLED_AT_ONCE:
-                dataset, order, views = FeatureRows(*dataset.at(order, views)), None, None
-        for start, stop in self._bounds():
-            if order is None:
-                yield dataset[slice(start, stop)]
-                continue
-            features, labels, weights = dataset.at(
-                order[start:stop], None if views is None else views[start:stop]
-            )
-            yield features, (labels, weights)
+        dataset = self.dataset
+        if self.generator is None:
+            start = 0
+            for size in self.sizes:
+                yield dataset[start : start + size]
+                start += size
+            return
+        order, places = (torch.split(part, self.sizes) for part in self.draw())
+        for images, rows in zip(order, places, strict=True):
+            yield dataset.features[rows], (dataset.labels[images], dataset.weights[images])
 
-    def _bounds(self) -> list[tuple[int, int]]:
-        n = len(self.dataset)
-        starts = list(range(0, n, self.batch_size))
-        if len(starts) > 1 and n - starts[-1] == 1:
-            starts.pop()
-        return list(zip(starts, [*starts[1:], n], strict=True))
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """Draw an epoch: its images in their order, and the row of each one's features."""
+        n, n_views = len(self.dataset), self.dataset.n_views
+        places = torch.zeros((), dtype=torch.int64)
+        if n_views > 1:
+            places = n * torch.randint(n_views, (n,), generator=self.generator)
+        order = torch.arange(n)
+        if self.batch_size < n or n_views > 1:
+            order = torch.randperm(n, generator=self.generator)
+        return order, places + order
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many rows each batch has."""
+        n, size = len(self.dataset), self.batch_size
+        sizes = [size] * (n // size) + [n % size] * (n % size > 0)
+        if len(sizes) > 1 and sizes[-1] == 1:
+            sizes[-2:] = [size + 1]
+        return sizes
 
 
 class Mixer:

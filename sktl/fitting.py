@@ -184,7 +184,7 @@ def _sample(
     counting = torch.nonzero(rows.weights > 0).ravel()
     n_bytes = 4 * head.in_features
     place = counting[sample_rows(rows.labels[counting].numpy(), n_bytes)]
-    features, labels, weights = rows.at(place)
+    features, (labels, weights) = rows[place]
     if prefix is not None:
         features = prefix.module.all_of(features)
     if model.depth < len(model.backbone.stages):
@@ -264,7 +264,7 @@ def _watched(
     task: Task, rows: FeatureRows, place: Tensor, prefix: FrozenPrefix | None, setup: Setup
 ) -> FeatureRows:
     """Rows to watch, as the suffix reads them and without variations."""
-    features, labels, weights = rows.at(place)
+    features, (labels, weights) = rows[place]
     if prefix is not None:
         features = prefix.compute(task.images, setup.cache, setup.n_jobs, place.tolist())
     return FeatureRows(features, labels, weights)

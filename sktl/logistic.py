@@ -47,28 +47,25 @@ def soft_targets(n_classes: int, label_smoothing: float) -> Tensor:
     return certain * (1 - label_smoothing) + label_smoothing / n_classes
 
 
-def loss_and_error(
-    logits: Tensor, targets: Tensor, shares: Tensor, dim: int
-) -> tuple[Tensor, Tensor]:
+def loss_and_error(logits: Tensor, targets: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted cross-entropy, and its derivative by the logits.
 
     Parameters
     ----------
-    logits, targets : tensors
-    shares : tensor
+    logits : tensor of shape (n_classes, n)
+    targets : tensor of shape (n_classes, n)
+        Multiplied by the shares.
+    shares : tensor of shape (n,)
         Of each image in the loss.
-    dim : int
-        The axis of the classes.
 
     Returns
     -------
     loss : tensor of shape ()
-    error : tensor
-        Of the shape of the logits.
+    error : tensor of shape (n_classes, n)
     """
-    log_proba = torch.log_softmax(logits, dim)
-    loss = -(log_proba * targets * shares).sum()
-    return loss, log_proba.exp_().sub_(targets).mul_(shares)
+    log_proba = torch.log_softmax(logits, 0)
+    loss = -(log_proba * targets).sum()
+    return loss, log_proba.exp_().mul_(shares).sub_(targets)
 
 
 @torch.no_grad()
@@ -157,7 +154,7 @@ class _Problem:
     ) -> None:
         rows = features.to(torch.float64)
         self.shares = weights.to(rows) / len(rows)
-        self.targets = soft_targets(n_classes, label_smoothing).to(rows)[:, labels]
+        self.targets = soft_targets(n_classes, label_smoothing).to(rows)[:, labels] * self.shares
         self.mean = self.shares @ rows
         rows = rows - self.mean
         # Far fewer rows than features: the weights lie in the space that the rows span.
@@ -180,7 +177,7 @@ class _Problem:
     def loss_and_gradient(self, unknowns: Tensor) -> tuple[float, Tensor]:
         """Loss with the penalty, and its derivative."""
         logits = unknowns @ self.rows.T
-        loss, error = loss_and_error(logits, self.targets, self.shares, dim=0)
+        loss, error = loss_and_error(logits, self.targets, self.shares)
         penalised = self.decay * unknowns
         loss += 0.5 * (penalised * unknowns).sum()
         return float(loss), torch.addmm(penalised, error, self.rows)

@@ -227,8 +227,8 @@ def _decays(name: str, parameter: Tensor) -> bool:
 def quick_step(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
     """Give what steps as `optimizer.step` does, without what surrounds it.
 
-    The kernels are those that torch's own optimizers call. The first step is an ordinary one, for
-    the optimizer to set up what it remembers.
+    The kernels are those that torch's own optimizers call. An optimizer's very first step is an
+    ordinary one, for it to set up what it remembers.
 
     Parameters
     ----------
@@ -240,16 +240,19 @@ def quick_step(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
     if kernel is None or any(p.device.type != "cpu" for group in groups for p in group["params"]):
         return optimizer.step
     remembered: list[list[list[Tensor]]] = []
+    counts: list[Tensor] = []
 
     def step() -> None:
-        if not remembered:
-            optimizer.step()
+        if not counts:
+            if not optimizer.state:
+                optimizer.step()
+                return
             states = [[optimizer.state[p] for p in group["params"]] for group in groups]
             names = ("exp_avg", "exp_avg_sq", "step")
             remembered.extend([[s[name] for s in state] for name in names] for state in states)
-            return
+            counts.extend(n for _, _, n_steps in remembered for n in n_steps)
+        torch._foreach_add_(counts, 1)
         for group, (mean, square, n_steps) in zip(groups, remembered, strict=True):
-            torch._foreach_add_(n_steps, 1)
             kernel(
                 group["params"],
                 [p.grad for p in group["params"]],
