@@ -692,5 +692,7 @@ def _to_rgb(block: Array, pixel_range: Range) -> torch.Tensor:
 
 
 def _stack(images: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
-    one_size = len({image.shape for image in images}) == 1
-    return torch.stack(images) if one_size else images
+    if len({image.shape for image in images}) > 1:
+        return images
+    # With the channels last, as they are in memory: torch.stack would bring them forward.
+    return torch.stack([image.movedim(0, -1) for image in images]).movedim(-1, 1)

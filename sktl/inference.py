@@ -144,10 +144,13 @@ def ahead(
 ) -> Iterator[tuple[Sequence[int], Tensor]]:
     """Work on batches in threads, a few ahead of whoever takes the results, in order.
 
-    Each thread computes alone: torch starts no others below it.
+    Each thread computes alone: torch starts no others below it. Nor does it in the caller's
+    thread until all is done: OpenMP's threads wait for more work by spinning, on cores that are
+    wanted here.
     """
     n_before = torch.get_num_threads()
     waiting: deque[tuple[Sequence[int], Future[Tensor]]] = deque()
+    torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(
             n_threads, initializer=torch.set_num_threads, initargs=(1,)

@@ -231,7 +231,9 @@ def test_batch_takes_any_indices(photos, files):
         images = open_images(X, learn_format(X))
         assert len(images) == 2
         for indices in ([1, 0, 1], (1, 0, 1), np.array([1, 0, 1])):
-            assert torch.equal(images.batch(indices), as_nchw(photos[[1, 0, 1]]))
+            batch = images.batch(indices)
+            assert torch.equal(batch, as_nchw(photos[[1, 0, 1]]))
+            assert batch.is_contiguous(memory_format=torch.channels_last)  # no pixel moved
 
 
 def test_object_arrays_of_images_of_one_size(photos):

@@ -66,8 +66,11 @@ def test_every_thread_computes_alone_and_the_rest_keep_their_threads():
         inside.add(torch.get_num_threads())
         return torch.zeros(len(batch), 1)
 
-    list(frozen.map(load, range(64)))
-    assert inside == {1}
+    beside = {torch.get_num_threads() for _ in frozen.map(load, range(64))}
+    assert inside == beside == {1}
+    assert torch.get_num_threads() == 2
+    for _ in frozen.map(load, range(64)):
+        break
     assert torch.get_num_threads() == 2
     later = []
     thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
