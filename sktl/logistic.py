@@ -29,6 +29,8 @@ class Solution:
     ----------
     weight : float64 tensor of shape (n_classes, n_features)
     bias : float64 tensor of shape (n_classes,)
+    logits : float64 tensor of shape (n, n_classes)
+        Of the rows.
     loss : float
         Mean loss with the penalty.
     n_iter : int
@@ -37,6 +39,7 @@ class Solution:
 
     weight: Tensor
     bias: Tensor
+    logits: Tensor
     loss: float
     n_iter: int
 
@@ -118,8 +121,9 @@ def solve(
         unknowns, loss, gradient = further
         if decrease < _CLOSE**2:
             break
+    unknowns[:, -1] -= unknowns[:, -1].mean()  # the same for all classes, it means nothing
     weight, bias = problem.weight_and_bias(unknowns)
-    return Solution(weight, bias, loss, n_iter)
+    return Solution(weight, bias, problem.logits(unknowns).T, loss, n_iter)
 
 
 def _search(
@@ -152,17 +156,21 @@ class _Problem:
         weight_decay: float,
         label_smoothing: float,
     ) -> None:
-        rows = features.to(torch.float64)
-        self.shares = weights.to(rows) / len(rows)
-        self.targets = soft_targets(n_classes, label_smoothing).to(rows)[:, labels] * self.shares
-        self.mean = self.shares @ rows
-        rows = rows - self.mean
+        n, n_features = features.shape
+        # Filled in place, since a second copy of all rows may be gigabytes.
+        self.rows = features.new_ones(n, n_features + 1, dtype=torch.float64)
+        centred = self.rows[:, :-1]
+        centred.copy_(features)
+        self.shares = weights.to(self.rows) / n
+        targets = soft_targets(n_classes, label_smoothing).to(self.rows)
+        self.targets = targets[:, labels] * self.shares
+        self.mean = self.shares @ centred
+        centred -= self.mean
         # Far fewer rows than features: the weights lie in the space that the rows span.
         self.basis: Tensor | None = None
-        if len(rows) < rows.shape[1] // 2:
-            self.basis, triangle = torch.linalg.qr(rows.T)
-            rows = triangle.T
-        self.rows = torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
+        if n < n_features // 2:
+            self.basis, triangle = torch.linalg.qr(centred.T)
+            self.rows = torch.cat([triangle.T, self.rows[:, -1:]], 1)
         self.rough_rows = self.rows.float()
         self.rough_shares = self.shares.float()
         self.decay = torch.full_like(self.rows[0], weight_decay)
@@ -174,10 +182,13 @@ class _Problem:
         """Where all classes are equally likely for any image."""
         return self.rows.new_zeros(len(self.targets), self.rows.shape[1])
 
+    def logits(self, unknowns: Tensor) -> Tensor:
+        """Logits of all rows."""
+        return unknowns @ self.rows.T
+
     def loss_and_gradient(self, unknowns: Tensor) -> tuple[float, Tensor]:
         """Loss with the penalty, and its derivative."""
-        logits = unknowns @ self.rows.T
-        loss, error = loss_and_error(logits, self.targets, self.shares)
+        loss, error = loss_and_error(self.logits(unknowns), self.targets, self.shares)
         penalised = self.decay * unknowns
         loss += 0.5 * (penalised * unknowns).sum()
         return float(loss), torch.addmm(penalised, error, self.rows)
@@ -194,7 +205,7 @@ class _Problem:
 
     def newton_step(self, unknowns: Tensor, gradient: Tensor) -> tuple[Tensor, int]:
         """Solve Newton's equation roughly; give the number of directions that it took, too."""
-        proba = torch.softmax(unknowns @ self.rows.T, 0).float()
+        proba = torch.softmax(self.logits(unknowns), 0).float()
         decay = self.decay.float()
         scale = gradient.abs().max().clamp_min(1e-300)  # single precision has a narrow range
 
@@ -214,7 +225,6 @@ class _Problem:
     def weight_and_bias(self, unknowns: Tensor) -> tuple[Tensor, Tensor]:
         """Weights and biases for the features as they were given."""
         weight, bias = unknowns[:, :-1], unknowns[:, -1]
-        bias = bias - bias.mean()  # the same for all classes, it means nothing
         if self.basis is not None:
             weight = weight @ self.basis.T
         return weight, bias - weight @ self.mean

@@ -37,6 +37,7 @@ from .parallel import processes
 _MIN_MOMENTUM = 0.1  # torch's default for batch norm
 _BATCH_EVENTS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
 _TARGETS_AT_ONCE = 2**20  # numbers
+_ROWS_AT_ONCE = 4096
 _PREDICT_BATCH = {"rows": 4096, "maps": 64}
 
 Batch = tuple[Tensor, tuple[Tensor, Tensor]]
@@ -282,13 +283,22 @@ class SuffixNet(skorch.NeuralNetClassifier):
         if self.stages is not None:
             self.history.record("unfrozen_stages", self._n_unfrozen)
 
+    @property
+    def takes_features_as_they_are(self) -> bool:
+        """Whether training brings them to the head's number format by itself."""
+        return self._is_solved() if self.full_batch else self._is_plain()
+
+    def _is_solved(self) -> bool:
+        """Whether training is logistic regression, to its optimum."""
+        return self.full_batch and self._is_logistic() and self.lr == default_lr("lbfgs")
+
     def _is_plain(self) -> bool:
         """Whether training is logistic regression, and nobody asks for more than its steps."""
         plan = self.plan
         return (
             self._is_logistic()
             and type(self.optimizer_) in OPTIMIZERS.values()
-            and not any((self.prepare, self._mixer, self._average, plan.max_grad_norm))
+            and not any((self.prepare, plan.mixup, plan.cutmix, plan.ema_decay, plan.max_grad_norm))
             and plan.accumulation_steps == processes().size == 1
             and not self._is_watched()
         )
@@ -302,8 +312,14 @@ class SuffixNet(skorch.NeuralNetClassifier):
 
     @torch.no_grad()
     def _linear_inputs(self, features: Tensor) -> Tensor:
-        head = self.module_.head
-        inputs: Tensor = head[:-1](features.to(head[-1].weight.dtype))
+        """What the linear layer reads, in single precision; made in parts, without large copies."""
+        before = self.module_.head[:-1]
+        if not len(before):
+            return features.float()
+        inputs = torch.empty_like(features, dtype=torch.float32)
+        parts = (torch.split(rows, _ROWS_AT_ONCE) for rows in (features, inputs))
+        for part, made in zip(*parts, strict=True):
+            made.copy_(before(part.float()))
         return inputs
 
     @torch.no_grad()
@@ -503,14 +519,13 @@ class SuffixNet(skorch.NeuralNetClassifier):
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Take one step; in logistic regression on all rows, the only one."""
-        if not (self.full_batch and self._is_logistic() and self.lr == default_lr("lbfgs")):
+        if not self._is_solved():
             step: dict[str, Any] = super().train_step(batch, **fit_params)
             return step
         features, (labels, weights) = (to_device(part, self.device) for part in batch)
         linear = self.module_.head[-1]
-        rows = self._linear_inputs(features)
         solution = logistic.solve(
-            rows,
+            self._linear_inputs(features),
             labels,
             weights,
             linear.out_features,
@@ -521,9 +536,8 @@ class SuffixNet(skorch.NeuralNetClassifier):
         with torch.no_grad():
             linear.weight.copy_(solution.weight)
             linear.bias.copy_(solution.bias)
-            logits = linear(rows)
         self.n_steps_ = solution.n_iter
-        return {"loss": torch.tensor(solution.loss), "y_pred": logits}
+        return {"loss": torch.tensor(solution.loss), "y_pred": solution.logits}
 
     def get_train_step_accumulator(self) -> FirstStepAccumulator:
         """Of the evaluations that a full-batch step makes, the last tells its result."""

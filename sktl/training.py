@@ -99,7 +99,7 @@ def train(
 def _as_the_net_needs(net: SuffixNet, rows: FeatureRows) -> FeatureRows:
     dtype = net.plan.dtype
     features = rows.features
-    if net.full_batch or features.ndim == 2:
+    if (net.full_batch or features.ndim == 2) and not net.takes_features_as_they_are:
         features = features.to(dtype)
     weights = (rows.weights / rows.weights.mean()).to(dtype)
     made = FeatureRows(features, rows.labels, weights)

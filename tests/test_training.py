@@ -754,3 +754,17 @@ def test_a_watched_head_learns_the_same(optimizer, embedded, three_kinds):
     np.testing.assert_allclose(watched.predict_proba(X), plain.predict_proba(X), atol=1e-5)
     for ours, theirs in zip(plain.history_, watched.history_, strict=True):
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adamw"])
+def test_features_are_trained_on_as_the_prefix_gives_them(optimizer, embedded, three_kinds):
+    """A copy of all in double precision would be four times as large."""
+
+    class Look(Callback):
+        def on_train_begin(self, net, X=None, y=None, **kwargs):
+            seen.append(X.features.dtype)
+
+    seen = []
+    settings = {"precision": "bfloat16", "max_epochs": 5, "callbacks": [Look()]}
+    embedded(optimizer=optimizer, **settings).fit(*three_kinds)
+    assert seen == [torch.bfloat16]
