@@ -361,13 +361,21 @@ def _go_on_from(start: Model, model: Model) -> None:
 
 def _same_network(start: Model, model: Model) -> bool:
     """Whether the frozen stages are the same; what trains is taken over with its weights."""
-    if None not in (start.backbone.identity, model.backbone.identity):
-        return start.backbone.identity == model.backbone.identity
+    known = None not in (start.backbone.identity, model.backbone.identity)
+    if known and start.backbone.identity == model.backbone.identity:
+        return True
+    if known and _described(start) != _described(model):
+        return False
+    # One that is described alike may have been loaded by another version of torch.
     depth = min(start.depth, model.depth)
     ours, theirs = (m.backbone.prefix(depth, m.pooling).state_dict() for m in (model, start))
     return ours.keys() == theirs.keys() and all(
         torch.equal(value, theirs[name]) for name, value in ours.items()
     )
+
+
+def _described(model: Model) -> tuple[Any, ...]:
+    return model.backbone.architecture.source, model.backbone.recipe
 
 
 def _remember_steps(before: SuffixNet, net: SuffixNet) -> None:

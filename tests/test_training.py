@@ -3,6 +3,7 @@
 import copy
 import random
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -768,3 +769,14 @@ def test_features_are_trained_on_as_the_prefix_gives_them(optimizer, embedded, t
     settings = {"precision": "bfloat16", "max_epochs": 5, "callbacks": [Look()]}
     embedded(optimizer=optimizer, **settings).fit(*three_kinds)
     assert seen == [torch.bfloat16]
+
+
+def test_a_saved_fit_goes_on_after_an_upgrade(embedded, three_kinds, tmp_path, monkeypatch):
+    X, y = three_kinds
+    joblib.dump(embedded(max_epochs=3, lr=1e-2).fit(X, y), tmp_path / "clf.joblib")
+    expected = joblib.load(tmp_path / "clf.joblib").partial_fit(X, y)
+    monkeypatch.setattr("sktl.backbones._VERSIONS", ("99", "99"))
+    loaded = joblib.load(tmp_path / "clf.joblib").partial_fit(X, y)
+    np.testing.assert_array_equal(loaded.predict_proba(X), expected.predict_proba(X))
+    with pytest.raises(ValueError, match="same backbone and weights"):
+        loaded.set_params(image_size=48).partial_fit(X, y)
