@@ -366,7 +366,7 @@ def _same_network(start: Model, model: Model) -> bool:
         return True
     if known and _described(start) != _described(model):
         return False
-    # One that is described alike may have been loaded by another version of torch.
+    # The same network has another identity in another version.
     depth = min(start.depth, model.depth)
     ours, theirs = (m.backbone.prefix(depth, m.pooling).state_dict() for m in (model, start))
     return ours.keys() == theirs.keys() and all(
