@@ -692,7 +692,12 @@ def _to_rgb(block: Array, pixel_range: Range) -> torch.Tensor:
 
 
 def _stack(images: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
-    if len({image.shape for image in images}) > 1:
-        return images
-    # With the channels last, as they are in memory: torch.stack would bring them forward.
+    return images if len({image.shape for image in images}) > 1 else stack_channels_last(images)
+
+
+def stack_channels_last(images: list[torch.Tensor]) -> torch.Tensor:
+    """Stack images (3, h, w), to (n, 3, h, w) in channels-last memory; one is only viewed."""
+    if len(images) == 1:
+        return images[0][None]
+    # torch.stack knows no memory format: stack with the channels last, then move them back.
     return torch.stack([image.movedim(0, -1) for image in images]).movedim(-1, 1)

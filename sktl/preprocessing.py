@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from .images import Images
+from .images import Images, stack_channels_last
 
 # The modes that a tensor can be resized with, and how many source pixels each reaches to a side
 # (times the scale, when an antialiased filter shrinks an image).
@@ -218,15 +218,8 @@ def _group_by_size(images: list[Tensor]) -> tuple[list[int], Iterator[Tensor]]:
         step = max(1, _STACK_BYTES // shape.numel())
         runs += [rows[first : first + step] for first in range(0, len(rows), step)]
     return [row for run in runs for row in run], (
-        _stack([images[row] for row in run]) for run in runs
+        stack_channels_last([images[row] for row in run]) for run in runs
     )
-
-
-def _stack(images: list[Tensor]) -> Tensor:
-    if len(images) == 1:
-        return images[0][None]
-    # torch.stack knows no memory format: stack with the channels last, then move them back.
-    return torch.stack([image.movedim(0, -1) for image in images]).movedim(-1, 1)
 
 
 def _take(images: Tensor, order: list[int]) -> Tensor:
