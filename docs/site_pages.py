@@ -58,7 +58,9 @@ MODULES = {
         "backbones.efficientnet_lite backbones.registry backbones.weights backbones.graph "
         "backbones.stages backbones.split backbones"
     ),
-    "Frozen prefix and cache: Each image once.": "hardware fusion inference claims cache prefix",
+    "Frozen prefix and cache: Each image once.": (
+        "hardware fusion translation engine inference claims cache prefix"
+    ),
     "Suffix and head: From features to logits.": (
         "parallel heads logistic optimization batches depthwise net training model progress "
         "alignment adaptation fitting explanation"

@@ -17,10 +17,9 @@ from .augmentation import View
 from .backbones import Backbone, Pooling, Stages
 from .cache import FeatureCache, empty_rows
 from .claims import Claims
-from .fusion import kernels
 from .hardware import PRECISIONS
 from .images import Images
-from .inference import FrozenModule, ahead
+from .inference import FrozenModule, ahead, computed_by
 from .preprocessing import Recipe
 
 _REVISION = 2  # of how images are decoded and prepared; others than kept features are then made
@@ -75,7 +74,7 @@ class FrozenPrefix:
     @cached_property
     def key(self) -> bytes:
         """Hash of all that the features depend on, other than the image."""
-        in_use = kernels(self.device, PRECISIONS[self.precision])
+        in_use = computed_by(self.device, PRECISIONS[self.precision])
         environment = (_REVISION, self.precision, torch.__version__, self.device.type, in_use)
         hardware = torch.backends.cpu.get_cpu_capability()
         if self._backbone.identity is not None:
