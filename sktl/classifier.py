@@ -161,9 +161,15 @@ class PretrainedImageClassifier(
     warm_start : bool, default=False
         Whether `fit` goes on from the last fit's weights, for another `max_epochs`. After a fit
         with ``freeze="all"`` it may go on to another freeze depth.
-    image_size : int or None, default=None
-        Height and width in pixels at which the network sees the images. None is what its
-        weights were trained with.
+    image_size : int, tuple of (int, int) or None, default=None
+        Height and width in pixels at which the network sees the images, one number where they are
+        the same. None is what its weights were trained with. Most convolutional networks take a
+        height and a width that differ; vision transformers don't.
+    resize_mode : {"crop", "squash", "pad"}, default="squash"
+        What becomes of a picture whose shape isn't that of `image_size`. "crop" resizes it until it
+        covers somewhat more than that, and cuts out the centre; what lies at the ends is lost.
+        "squash" resizes all of it to that shape. "pad" resizes all of it to fit in, and fills what
+        is left with the mean colour.
     image_shape : tuple of int or None, default=None
         Shape of the image in a row of two-dimensional X, (h, w), (h, w, c) or (c, h, w). None
         takes it from the width where that can be told.
@@ -319,7 +325,8 @@ class PretrainedImageClassifier(
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 5,
         warm_start: bool = False,
-        image_size: int | None = None,
+        image_size: Any = None,
+        resize_mode: str = "squash",
         image_shape: Any = None,
         pixel_range: Any = None,
         cache: Any = "memory",
@@ -362,6 +369,7 @@ class PretrainedImageClassifier(
         self.n_iter_no_change = n_iter_no_change
         self.warm_start = warm_start
         self.image_size = image_size
+        self.resize_mode = resize_mode
         self.image_shape = image_shape
         self.pixel_range = pixel_range
         self.cache = cache

@@ -35,6 +35,8 @@ from .prefix import named_tensors
 from .preprocessing import Recipe
 
 FORMAT = 2
+# What versions did that lacked a parameter, where its default is something else.
+BEFORE = {"resize_mode": "crop"}
 _LOCAL = ("<lambda>", "<locals>")
 # What a callback may have kept of a training run.
 _TRACES = (Tensor, nn.Module, Dataset, Optimizer, LRScheduler, skorch.NeuralNet)
