@@ -174,8 +174,10 @@ class PretrainedImageClassifier(
         Shape of the image in a row of two-dimensional X, (h, w), (h, w, c) or (c, h, w). None
         takes it from the width where that can be told.
     pixel_range : tuple of (float, float) or None, default=None
-        The values in arrays that mean black and white. None decides in `fit`: 0 to 255 for
-        uint8, else the nearest of 1, 16, 255 and 65535 that covers the values.
+        The values that mean black and white in arrays, and in files and PIL images of more than 8
+        bits. None decides in `fit`: 0 to 255 for 8 bits, else from 0 to the nearest of 1, 16, 255,
+        1023, 4095, 16383 and 65535 that covers the values, or the least and the greatest with a
+        warning. Of files of more than 8 bits, at most 32 are looked at, evenly spread over X.
     cache : "memory", path or None, default="memory"
         Where the features of the frozen stages are kept: in this process, in a directory that
         processes share, or nowhere.
@@ -1049,7 +1051,7 @@ class PretrainedImageClassifier(
         """Find the pixels that speak for a class. Needs captum: ``pip install sktl[explain]``.
 
         The whole network is looked at, frozen stages included, in float32. Pixels are those that
-        it sees: of the image as it is resized and cropped to `image_size`.
+        it sees: of the image as it is brought to `image_size` (see `resize_mode`).
 
         Parameters
         ----------
@@ -1068,7 +1070,9 @@ class PretrainedImageClassifier(
 
         Returns
         -------
-        float32 ndarray of shape (n_samples, image_size, image_size)
+        float32 ndarray of shape (n_samples, h, w)
+            Of the height and width in `image_size`. With "squash", resizing it to a picture's own
+            shape lays it on the picture; :class:`sktl.plotting.ExplanationDisplay` does so.
 
         Raises
         ------

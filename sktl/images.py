@@ -469,12 +469,12 @@ def _range_within(low: float, high: float) -> Range:
 
 
 def _warn_of_dark_bytes(arrays: list[Array]) -> None:
-    """Warn where no 8-bit value comes near white; looks no further than the first that does."""
+    """Warn where 8-bit values are those of digits or masks; any other ends the search."""
     highest = 0
     for array in arrays:
         for start in range(0, len(array), _LOOKED_AT):
             highest = max(highest, int(array[start : start + _LOOKED_AT].max()))
-            if highest >= _DARK * EIGHT_BIT[1]:
+            if highest > COMMON_HIGHS[1]:
                 return
     if highest:
         _warn_of_darkness(highest, EIGHT_BIT[1])

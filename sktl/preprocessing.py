@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -217,6 +218,35 @@ class Recipe:
         )
         rows, columns = (slice(start, start + n) for start, n in starts)
         return rows, columns
+
+    def back(self, values: Tensor, height: int, width: int) -> Tensor:
+        """Lay what belongs to the pixels that the network sees on the picture they come from.
+
+        Parameters
+        ----------
+        values : floating tensor of shape `size`
+        height, width : int
+            Of the picture, in any scale.
+
+        Returns
+        -------
+        tensor of shape (height, width)
+            Zero where the network sees nothing of the picture.
+        """
+        rows, columns = self.place(height, width)
+        whole = values.new_zeros(rows.stop - rows.start, columns.stop - columns.start)
+        inside, seen = zip(
+            *(
+                (
+                    slice(max(0, -at.start), min(at.stop, n) - at.start),
+                    slice(max(0, at.start), min(at.stop, n)),
+                )
+                for at, n in zip((rows, columns), self.size, strict=True)
+            ),
+            strict=True,
+        )
+        whole[inside] = values[seen]
+        return interpolate(whole[None, None], (height, width), mode="bilinear")[0, 0]
 
     @property
     def fill(self) -> tuple[int, int, int]:
