@@ -111,23 +111,24 @@ class PretrainedImageClassifier(
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, as in scikit-learn's classifiers.
     optimizer : {"auto", "lbfgs", "sgd", "adam", "adamw"} or class, default="auto"
-        "auto" is "lbfgs" for the convex problem of a frozen backbone with a linear head, unless
-        `lr` is given or something random or stepwise asked for (`dropout`, `mixup`, `ema_decay`,
-        `max_grad_norm`, `accumulation_steps`, `early_stopping`, ``n_views=None``); else it is
-        "adamw". "lbfgs" works on
-        all rows at once in float64; a linear head's optimum it finds by Newton's method, which
-        takes fewer passes (see :mod:`sktl.logistic`). "sgd" has a momentum of 0.9. A class is a
-        subclass of :class:`torch.optim.Optimizer`.
+        "auto" solves the convex problem of a frozen backbone with a linear head to its optimum,
+        whatever `lr` and `max_epochs` are, and trains everything else by "adamw". It is "adamw",
+        too, if something random or stepwise is asked for (`dropout`, `mixup`, `ema_decay`,
+        `max_grad_norm`, `accumulation_steps`, `early_stopping`, ``n_views=None`` with `augment`).
+        "lbfgs" works on all rows at once in float64; a linear head's optimum it finds by Newton's
+        method (see :mod:`sktl.logistic`). "sgd" has a momentum of 0.9. A class is a subclass of
+        :class:`torch.optim.Optimizer`.
     lr : float or None, default=None
-        Learning rate of the head, at its highest. None is 1e-3, and 1e-2 for "sgd"; three tenths
-        of that where stages train.
+        Learning rate of the head, at its highest, where training takes steps. None is 1e-3, and
+        1e-2 for "sgd"; three tenths of that where stages train.
     backbone_lr : float or None, default=None
         Learning rate of the last stage that trains. None is `lr`.
     layer_decay : float, default=1.0
         What a stage's learning rate is of that of the stage after it.
     weight_decay : float, default=1e-3
-        L2 penalty of the weights (not of biases and norms). With "lbfgs", half of it times their
-        squared norm is added to the mean loss; else it is the optimizer's own parameter.
+        L2 penalty of the weights (not of biases and norms). Half of it times the squared norm of
+        the head's weights is added to the mean loss, whichever way the head is trained. For stages
+        that train, and for the head with a class as `optimizer`, it is the optimizer's parameter.
     schedule : {"cosine", "constant", "one_cycle"} or callable, default="cosine"
         How learning rates change from step to step: down to zero by a cosine, not at all, or up
         and down while momentum goes down and up. A callable makes a torch scheduler of the
@@ -140,7 +141,8 @@ class PretrainedImageClassifier(
         they are [1]_, together with a random head, or after the head, one by one from the last to
         the first over the epochs [3]_.
     max_epochs : int or None, default=None
-        Passes over the images; for "lbfgs", the most iterations. None is 20, and 1000 for "lbfgs".
+        Passes over the images; for ``optimizer="lbfgs"``, the most iterations. None is 20, and
+        1000 for "lbfgs".
     batch_size : int, default=32
         Images a batch. "lbfgs" uses all.
     accumulation_steps : int, default=1
@@ -206,7 +208,7 @@ class PretrainedImageClassifier(
         A row an epoch: its number, losses, the validation accuracy, learning rates at its end,
         how many stages train, seconds. ``pandas.DataFrame(clf.history_)`` makes a table of it.
     n_iter_ : int
-        Epochs run, or iterations of "lbfgs".
+        Epochs run, or iterations of a solved head and of "lbfgs".
     best_epoch_ : int
         The epoch whose weights were kept. With `early_stopping` only.
     validation_indices_ : ndarray of shape (n_validation,)
@@ -565,7 +567,10 @@ class PretrainedImageClassifier(
 
     def _plan(self, frozen: bool, seed: int, partial: bool) -> TrainingPlan:
         optimizer = self._choose_optimizer(frozen, partial)
-        lr = default_lr(optimizer, frozen=frozen) if self.lr is None else self.lr
+        # What "auto" solves is solved to its optimum, whatever is asked of steps.
+        solved = self.optimizer == "auto" and optimizer == "lbfgs"
+        lr, max_epochs = (None, None) if solved else (self.lr, self.max_epochs)
+        lr = default_lr(optimizer, frozen=frozen) if lr is None else lr
         return TrainingPlan(
             optimizer=optimizer,
             lr=lr,
@@ -574,7 +579,7 @@ class PretrainedImageClassifier(
             weight_decay=self.weight_decay,
             schedule="constant" if partial else self.schedule,
             warmup=0.0 if partial else self.warmup,
-            max_epochs=1 if partial else self.max_epochs or default_max_epochs(optimizer),
+            max_epochs=1 if partial else max_epochs or default_max_epochs(optimizer),
             batch_size=self.batch_size,
             accumulation_steps=self.accumulation_steps,
             max_grad_norm=self.max_grad_norm,
@@ -604,7 +609,7 @@ class PretrainedImageClassifier(
         }
         asking = [name for name, asks in asks_for_steps.items() if asks]
         convex = frozen and self.head in HEADS and self.criterion == "cross_entropy"
-        optimizer = choose_optimizer(self.optimizer, convex=convex and not asking, lr=self.lr)
+        optimizer = choose_optimizer(self.optimizer, convex=convex and not asking)
         if optimizer == "lbfgs" and (not frozen or asking):
             reason = asking[0] if frozen else f"freeze={self.freeze!r}"
             raise ValueError(

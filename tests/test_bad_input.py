@@ -513,7 +513,7 @@ class Interrupt(Callback):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError])
-@pytest.mark.parametrize("params", [{"lr": 1e-2, "max_epochs": 4}, {}])
+@pytest.mark.parametrize("params", [{"optimizer": "adamw", "max_epochs": 4}, {}])
 def test_an_interrupted_fit(refuses, error, params):
     when = 2 if params else 1
     refuses(error, [], callbacks=[Interrupt(error, when)], **params)
@@ -522,14 +522,14 @@ def test_an_interrupted_fit(refuses, error, params):
 def test_an_interrupt_while_early_stopping_waits(refuses):
     patient = EarlyStopping("train_loss", patience=100, sink=str)
     callbacks = [patient, Interrupt(KeyboardInterrupt, 2)]
-    refuses(KeyboardInterrupt, [], callbacks=callbacks, lr=1e-2)
+    refuses(KeyboardInterrupt, [], callbacks=callbacks, optimizer="adamw")
 
 
 def test_early_stopping_is_no_interrupt(rows):
     """It raises a KeyboardInterrupt, too; skorch means it as the regular end."""
     stopper = EarlyStopping("train_loss", patience=2, threshold=10, threshold_mode="abs", sink=str)
     clf = PretrainedImageClassifier(
-        image_size=SIZE, lr=1e-3, max_epochs=9, callbacks=[stopper], random_state=0
+        image_size=SIZE, optimizer="adamw", max_epochs=9, callbacks=[stopper], random_state=0
     )
     try:
         clf.fit(*rows)
