@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from .messages import shown
+
 Augment = str | Callable[[Tensor], Tensor] | None
 AUGMENTATIONS = ("light", "trivialaugment", "randaugment")
 
@@ -117,7 +119,7 @@ def make_augmentation(augment: Augment) -> Callable[[Tensor], Tensor] | None:
     if augment == "randaugment":
         return _EachImage(v2.RandAugment())
     if isinstance(augment, str):
-        raise ValueError(f"augment={augment!r} is not known. Choose one of {AUGMENTATIONS}.")
+        raise ValueError(f"augment={shown(augment)} is not known. Choose one of {AUGMENTATIONS}.")
     return _EachImage(augment)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from .messages import shown
+
 _WORTH_SHARING = 2**25  # multiplications: some milliseconds of one core
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -36,10 +38,10 @@ def choose_device(device: str | torch.device) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise ValueError(
-            f'Unknown device {device!r}. Choose "auto", "cpu", "cuda", "cuda:1" or "mps".'
+            f'Unknown device {shown(device)}. Choose "auto", "cpu", "cuda", "cuda:1" or "mps".'
         ) from error
     if not is_available(chosen):
-        raise ValueError(f"device={device!r} is not available here. {_devices_here()}")
+        raise ValueError(f"device={shown(device)} is not available here. {_devices_here()}")
     return chosen
 
 
@@ -94,7 +96,7 @@ def restore_device(device: str) -> torch.device:
         return wanted
     found = choose_device("auto")
     warnings.warn(
-        f"The model was fitted on device {device!r}, which is not available here; it will "
+        f"The model was fitted on device {shown(device)}, which is not available here; it will "
         f"predict on {str(found)!r}.",
         UserWarning,
         stacklevel=2,
