@@ -984,7 +984,8 @@ class PretrainedImageClassifier(
             floats by ``pixel_range_``, clipped, and rounded to 256 grey levels. As in
             :meth:`predict_proba`, images are refused whose range `fit` could not know: floats,
             where it saw 8-bit images only, and uint8, where it saw floats of a range such as 0 to
-            16. Floats that are not finite aren't refused.
+            16. Floats that are not finite aren't refused. With the parameter `bands`, the three
+            channels are those, in its order.
 
         Raises
         ------
@@ -1023,8 +1024,9 @@ class PretrainedImageClassifier(
         Resizing, cropping and normalising are inside. The file's input ``images`` takes uint8 RGB
         images (n, 3, h, w), any number of any size; its output ``probabilities`` is float32
         (n, n_classes). Images are read as 0 to 255, like those of files, or by the parameter
-        `pixel_range` where it is given. Of a pipeline, ``pipe[-1].to_onnx(path)`` writes the last
-        step, and what earlier steps do to X isn't in the file.
+        `pixel_range` where it is given; with `bands`, the three channels are those, in its order.
+        Of a pipeline, ``pipe[-1].to_onnx(path)`` writes the last step, and what earlier steps do
+        to X isn't in the file.
 
         The file's ``metadata_props`` tell what is what: ``classes`` is a JSON list of the labels
         in the order of the probabilities, ``input`` and ``output`` are text, and

@@ -95,8 +95,8 @@ def _shape_of(X: Any) -> tuple[int, ...]:
 
 def _elements(X: Any) -> Sequence[Any] | None:
     """Give the samples of X where it is a listing of objects, else None."""
-    if isinstance(X, list | tuple):
-        return X
+    if isinstance(X, Sequence) and not isinstance(X, str | bytes | bytearray | memoryview):
+        return X  # a list, a tuple, or a lazy column such as those of Hugging Face's datasets
     shape = _shape_of(X)
     one_column = len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)
     if not one_column or isinstance(X, torch.Tensor):

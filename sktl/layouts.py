@@ -233,6 +233,7 @@ def images(value: Any, where: str) -> dict[str, Any]:
         {"in_colour": flag, "bands": optional(_bands)},
     )(value, where)
     shape, (low, high) = found["image_shape"], found["pixel_range"]
+    found.setdefault("in_colour", found["kind"] == "paths")  # older files lack it
     bands = found.get("bands")
     if bands is not None and shape and (len(shape) != 3 or max(bands) >= max(shape)):
         refuse(str(shape), f"{where}.image_shape", f"an image with the bands {bands}")
