@@ -19,7 +19,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils import Bunch, Tags
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.validation import _num_samples, check_consistent_length, check_is_fitted
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, InputShapeSetter, LRScheduler
 
 from .adaptation import METHODS, Adaptation, Job, adapt_model
 from .alignment import LabelledFeatures, Settings
@@ -46,7 +46,7 @@ from .optimization import (
     default_lr,
     default_max_epochs,
 )
-from .persistence import Packer, plain_rows, restore_model, store_model
+from .persistence import Packer, plain_rows, read_rows, restore_model, store_model
 from .progress import (
     CallbackSupportMixin,
     EpochObserver,
@@ -205,6 +205,7 @@ class PretrainedImageClassifier(
         training. "skip" is a warning that names them; `fit` leaves them out, and predictions for
         them are NaN, or None from `predict`.
     callbacks : list of skorch callbacks or None, default=None
+        See the guide on training. An ``LRScheduler`` sets the rates in the place of `schedule`.
     random_state : int, RandomState instance or None, default=None
         Seed of the head's initial weights, the order of the batches, dropout, augmentation, the
         split for `early_stopping`, and of random backbone weights. Views that are kept (see
@@ -515,7 +516,16 @@ class PretrainedImageClassifier(
                 "criterion."
             )
         for callback in self.callbacks or ():
-            _check_callback(callback)
+            kind = _check_callback(callback)
+            if issubclass(kind, LRScheduler) and not self._leaves_the_rates_to_a_callback():
+                raise ValueError(
+                    f"callbacks holds an {kind.__name__}, which sets learning rates, as "
+                    f"schedule={self.schedule!r} and warmup={self.warmup!r} do. Leave both as they "
+                    "are by default, or leave the callback out."
+                )
+
+    def _leaves_the_rates_to_a_callback(self) -> bool:
+        return self.schedule in ("cosine", "constant") and self.warmup is None
 
     def _fit(
         self,
@@ -1176,6 +1186,7 @@ class PretrainedImageClassifier(
                 "_sample": _restore_sample(state.get("_sample")),
             }
             state.setdefault("skipped_", np.arange(0))  # older files lack it
+            state["history_"] = read_rows(state["history_"])
         if "adaptation_" in state:
             state["adaptation_"] = Bunch(**state["adaptation_"])
         return state
@@ -1188,8 +1199,14 @@ def _restore_sample(stored: dict[str, Any] | None) -> LabelledFeatures | None:
     return LabelledFeatures(**tensors, n_classes=int(stored["n_classes"]))
 
 
-def _check_callback(callback: Any) -> None:
-    """Accept what skorch does: a callback, or a pair of a name and one; a class will do."""
+def _check_callback(callback: Any) -> type[Callback]:
+    """Accept what skorch does: a callback, or a pair of a name and one; a class will do.
+
+    Returns
+    -------
+    type
+        Of the callback.
+    """
     pair = isinstance(callback, tuple) and len(callback) == 2 and isinstance(callback[0], str)
     kind = callback[1] if pair else callback
     kind = kind if isinstance(kind, type) else type(kind)
@@ -1198,3 +1215,9 @@ def _check_callback(callback: Any) -> None:
             f"callbacks holds {shown(callback)}, which is not a skorch callback. Pass a list of "
             "skorch.callbacks.Callback instances, or of pairs of a name and one."
         )
+    if issubclass(kind, InputShapeSetter):
+        raise ValueError(
+            f"callbacks holds an {kind.__name__}, which rebuilds the network for the shape of its "
+            "input. sktl has built it for the features of your backbone; leave the callback out."
+        )
+    return kind
