@@ -50,18 +50,20 @@ EXAMPLES = [
 NOT_EXAMPLES = {"contact_sheet.py", "pictures.py"}  # others draw with these
 # sktl's modules in the order in which data flows, in groups.
 MODULES = {
-    "Images: From what X is to uint8 pixels.": "depth decoding images datasets",
+    "Images: From what X is to uint8 pixels.": "messages depth decoding images datasets",
     "Preprocessing: From pixels to what a network was trained on.": (
-        "preprocessing resizing augmentation"
+        "preprocessing resizing randomness augmentation"
     ),
     "Backbones: Networks, their weights, and where they can be cut.": (
         "backbones.efficientnet_lite backbones.registry backbones.weights backbones.graph "
         "backbones.stages backbones.split backbones"
     ),
-    "Frozen prefix and cache: Each image once.": "hardware fusion inference claims cache prefix",
+    "Frozen prefix and cache: Each image once.": (
+        "hardware threads fusion inference claims cache prefix"
+    ),
     "Suffix and head: From features to logits.": (
-        "parallel heads logistic optimization batches depthwise net training model progress "
-        "alignment adaptation fitting explanation"
+        "parallel heads logistic solutions optimization batches depthwise net training model "
+        "progress alignment adaptation fitting explanation"
     ),
     "Files: What a fitted estimator is on the disk.": (
         "persistence sealed expectations layouts saving export"

@@ -37,7 +37,7 @@ from .sealed import (
 )
 
 FORMAT = 1
-_TUPLES = ("head", "image_shape", "image_size", "pixel_range", "stage")  # parameters
+_TUPLES = ("bands", "head", "image_shape", "image_size", "pixel_range", "stage")  # parameters
 _PARTS = ("frozen", "trained", "sample", "validation_indices_")
 
 _Class = TypeVar("_Class", bound=type)
@@ -119,9 +119,7 @@ def _encode(name: str, value: Any) -> Any:
         return [[_encode(name, label), _encode(name, weight)] for label, weight in value.items()]
     if name == "dtype" and isinstance(value, type):
         return value.__name__
-    if name in ("head", "image_shape", "image_size", "pixel_range", "stage") and isinstance(
-        value, list | tuple
-    ):
+    if name in _TUPLES and isinstance(value, list | tuple):
         return [_encode(name, item) for item in value]
     if isinstance(value, WeightsEnum):
         return _name_of_member(value)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
+from ..messages import shown
 from .drawing import (
     COLOURS,
     GREY,
@@ -130,7 +131,7 @@ class FreezeSearchDisplay:
         if f"mean_test_{metric}" not in results:
             start = "mean_test_"
             known = sorted(name.removeprefix(start) for name in results if name.startswith(start))
-            raise ValueError(f"metric={metric!r} is not one of those of the search, {known}.")
+            raise ValueError(f"metric={shown(metric)} is not one of those of the search, {known}.")
         display = cls(
             cv_results=results,
             depths=_depths(search, param),
