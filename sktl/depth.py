@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_image
 
 Values = npt.NDArray[np.generic]
 
@@ -219,7 +218,11 @@ def _content(image: Image.Image) -> bytes:
 
 
 def _png_colours(image: Image.Image) -> DeepValues:
-    """Read 16-bit colours by torchvision, which keeps them."""
+    """Read 16-bit colours by torchvision, which keeps them, while it has decoders."""
+    try:
+        from torchvision.io import ImageReadMode, decode_image
+    except ImportError:
+        return _upper_bits(image)
     content = torch.frombuffer(bytearray(_content(image)), dtype=torch.uint8)
     pixels = decode_image(content, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
     alpha = None
@@ -232,12 +235,17 @@ def _png_colours(image: Image.Image) -> DeepValues:
 def _tiff_values(image: Image.Image) -> DeepValues:
     if image.mode == "L":
         return DeepValues(np.asarray(image).view(np.int8))
+    return _upper_bits(image)
+
+
+def _upper_bits(image: Image.Image) -> DeepValues:
+    """What Pillow gives of 16-bit colours, if that is enough."""
     upper = np.asarray(image)
     alpha = upper[..., -1] if image.mode in ("RGBA", "LA") else None
     colours = np.asarray(image.convert("RGB"))
     if colours.max() < _FEWEST_LEVELS:
         raise ValueError(
             "its colours have 16 bits, of which Pillow reads the upper 8, too few where values "
-            "stay below 16384; read it with tifffile and pass arrays"
+            "stay below 16384; read it with tifffile or OpenCV and pass arrays"
         )
     return DeepValues(colours.astype(np.uint16) * 257, alpha)
