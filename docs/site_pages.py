@@ -96,6 +96,9 @@ def rewrite_links(page: str, text: list[str]) -> None:
         text[0] = text[0].replace("MODULES", "\n".join(map(_group, MODULES)))
     if not page.startswith(("generated/", "gallery/")):
         text[0] = relink(text[0], f"docs/{page}.md", f"{page}.md")
+    text[0] = text[0].replace(
+        " ± ", " ±\N{NO-BREAK SPACE}"
+    )  # the error goes to a second line whole
 
 
 def _group(title: str) -> str:
