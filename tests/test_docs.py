@@ -243,6 +243,25 @@ def test_a_browser_that_ends_is_told(tmp_path):
         importlib.import_module("check_site").too_wide(tmp_path, "false")
 
 
+def test_every_parameter_is_on_its_page():
+    site_pages = importlib.import_module("site_pages")
+    listed = " ".join(site_pages.PARAMETERS.values()).split()
+    known = site_pages.parameters()
+    missing = sorted(set(known).difference(listed))
+    gone = sorted(set(listed).difference(known))
+    assert not missing, f"say in PARAMETERS of docs/site_pages.py what these serve: {missing}"
+    assert not gone, f"take these out of PARAMETERS of docs/site_pages.py: {gone}"
+    assert len(listed) == len(set(listed))
+    for estimator in (sktl.PretrainedImageClassifier, sktl.PretrainedImageFeatures):
+        assert set(estimator().get_params()) <= set(known)
+    text = ["GROUPS"]
+    site_pages.rewrite_links("parameters", text)
+    rows = dict(re.findall(r"^\| `(\w+)` \| `(.*?)` \| [^|]+ \| \w+ \|$", text[0], re.MULTILINE))
+    assert sorted(rows) == sorted(known)
+    assert rows["backbone"] == '"efficientnet_lite0"'
+    assert rows["weight_decay"] == repr(sktl.PretrainedImageClassifier().weight_decay)
+
+
 def test_guide_has_every_page():
     site_pages = importlib.import_module("site_pages")
     pages = site_pages.guide_pages()
