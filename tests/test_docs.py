@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+import subprocess
 import sys
 import urllib.parse
 from pathlib import Path
@@ -109,6 +110,24 @@ def test_other_halves_are_python():
     assert len(others) == 4
     for block in others:
         ast.parse(block)
+
+
+def test_names_of_the_package_are_the_public_ones():
+    assert dir(sktl) == sorted([*sktl.__all__, "__version__", "plotting"])
+    assert all(hasattr(sktl, name) for name in dir(sktl))
+    with pytest.raises(AttributeError, match="'sktl' has no attribute 'ploting'"):
+        _ = sktl.ploting
+
+
+def test_plotting_comes_when_it_is_asked_for():
+    code = """if True:
+        import sys, sktl
+        drawing = {"matplotlib", "sktl.plotting"}
+        assert drawing.isdisjoint(sys.modules)
+        print(sktl.plotting.TrainingCurveDisplay.__name__)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "TrainingCurveDisplay\n"), done.stderr
 
 
 def test_public_names_are_in_the_reference():
