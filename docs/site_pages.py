@@ -60,7 +60,7 @@ MODULES = {
     ),
     "Frozen prefix and cache: Each image once.": "hardware fusion inference claims cache prefix",
     "Suffix and head: From features to logits.": (
-        "parallel heads logistic optimization batches depthwise net training model progress "
+        "parallel heads logistic optimization batches depthwise net progress training model "
         "alignment adaptation fitting explanation"
     ),
     "Files: What a fitted estimator is on the disk.": (

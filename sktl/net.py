@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import skorch
 import torch
-from skorch.callbacks import Callback, EpochTimer, PassthroughScoring, PrintLog
+from skorch.callbacks import Callback, EpochTimer, PassthroughScoring
 from skorch.utils import FirstStepAccumulator, to_device
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -152,9 +152,8 @@ class SuffixNet(skorch.NeuralNetClassifier):
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Any]]:
-        log = [("print_log", PrintLog())] if self.verbose else []
         loss = PassthroughScoring(name="train_loss", on_train=True)
-        return [("epoch_timer", EpochTimer()), ("train_loss", loss), *log]
+        return [("epoch_timer", EpochTimer()), ("train_loss", loss)]
 
     def get_dataset(self, X: Any, y: Any = None) -> FeatureRows:
         """Wrap features that aren't wrapped yet."""
