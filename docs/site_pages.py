@@ -66,8 +66,8 @@ MODULES = {
         "hardware threads fusion inference claims cache prefix"
     ),
     "Suffix and head: From features to logits.": (
-        "parallel heads logistic solutions optimization batches depthwise net training model "
-        "progress alignment adaptation fitting explanation"
+        "parallel heads logistic solutions optimization batches depthwise net progress training "
+        "model alignment adaptation fitting explanation"
     ),
     "Files: What a fitted estimator is on the disk.": (
         "persistence sealed expectations layouts saving export"

@@ -51,6 +51,7 @@ from .progress import (
     CallbackSupportMixin,
     EpochObserver,
     lines_wanted,
+    naming_fit,
     progress_bar,
     with_callbacks,
 )
@@ -220,8 +221,9 @@ class PretrainedImageClassifier(
         `n_views`) depend on the image alone, so that fits share them. The guide on training tells
         what another number of threads changes.
     verbose : int, default=0
-        1 shows progress bars on a terminal or in a notebook, and elsewhere prints a line an epoch;
-        2 does both.
+        1 shows progress bars on a terminal or in a notebook. Elsewhere, as in a log file, it prints
+        a line every 30 seconds of the pass over the images, and a line an epoch. 2 does both. In
+        scikit-learn's searches, from its version 1.9 on, both say which fit of how many it is.
 
     Attributes
     ----------
@@ -479,7 +481,7 @@ class PretrainedImageClassifier(
     ) -> None:
         context = self._init_callback_context(max_subtasks=None)
         data = {"X": X, "y": y, "metadata": {"sample_weight": sample_weight}}
-        with self._all_or_nothing():
+        with self._all_or_nothing(), naming_fit(context):
             self._validate_params()
             self._check_training_params()
             if context is not None:
@@ -579,8 +581,11 @@ class PretrainedImageClassifier(
                 # A copy, since a model computes on with the weights of its first prediction.
                 return self._fitted_attributes(replace(model), classes)
 
-            n_epochs = model.net.max_epochs
-            with progress_bar("training", n_epochs, "epoch", self.verbose) as advance:
+            net = model.net
+            what = ("solving the head", 1, "solution")
+            if not net.full_batch:
+                what = ("training", net.max_epochs, "epoch")
+            with progress_bar(*what, self.verbose, lines=False) as advance:
                 yield EpochObserver(self, context, data, fitted, advance)
 
         fit = fit_model(
