@@ -54,18 +54,20 @@ EXAMPLES = [
 NOT_EXAMPLES = {"contact_sheet.py", "pictures.py"}  # others draw with these
 # sktl's modules in the order in which data flows, in groups.
 MODULES = {
-    "Images: From what X is to uint8 pixels.": "decoding images datasets",
+    "Images: From what X is to uint8 pixels.": "messages decoding images datasets",
     "Preprocessing: From pixels to what a network was trained on.": (
-        "preprocessing resizing augmentation"
+        "preprocessing resizing randomness augmentation"
     ),
     "Backbones: Networks, their weights, and where they can be cut.": (
         "backbones.efficientnet_lite backbones.registry backbones.weights backbones.graph "
         "backbones.stages backbones.split backbones"
     ),
-    "Frozen prefix and cache: Each image once.": "hardware fusion inference claims cache prefix",
+    "Frozen prefix and cache: Each image once.": (
+        "hardware threads fusion inference claims cache prefix"
+    ),
     "Suffix and head: From features to logits.": (
-        "parallel heads logistic optimization batches depthwise net training model progress "
-        "alignment adaptation fitting explanation"
+        "parallel heads logistic solutions optimization batches depthwise net training model "
+        "progress alignment adaptation fitting explanation"
     ),
     "Files: What a fitted estimator is on the disk.": (
         "persistence sealed expectations layouts saving export"
@@ -81,7 +83,7 @@ MODULES = {
 # What the estimators' parameters serve; a test tells which are missing here.
 PARAMETERS = {
     "Data: What the images are, and how they are varied and weighted.": (
-        "image_size image_shape pixel_range on_error augment n_views mixup cutmix class_weight"
+        "image_size image_shape pixel_range bands on_error augment n_views mixup cutmix class_weight"
     ),
     "Network: Where the features come from.": "backbone weights freeze stage pooling dtype",
     "Head: What is put on the network, and what it minimizes.": (

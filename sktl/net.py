@@ -21,6 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from . import logistic
 from .batches import FeatureRows, Mixer, TensorBatches
+from .cache import FeatureCache
 from .depthwise import train_depthwise_fast
 from .heads import SquareRoot
 from .optimization import (
@@ -28,11 +29,13 @@ from .optimization import (
     StepSizes,
     TrainingPlan,
     default_lr,
+    has_decay,
     optimizer_settings,
     parameter_groups,
     quick_step,
 )
 from .parallel import processes
+from .solutions import recall_or_solve
 
 _MIN_MOMENTUM = 0.1  # torch's default for batch norm
 _BATCH_EVENTS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
@@ -130,6 +133,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
         self.stages = stages
         self.prepare = prepare
         self.valid_rows: FeatureRows | None = None
+        self.cache: FeatureCache | None = None
         self._is_ready = False
 
     @property
@@ -198,17 +202,25 @@ class SuffixNet(skorch.NeuralNetClassifier):
 
     # An epoch -------------------------------------------------------------------------
 
-    def begin(self, n_rows: int, valid_rows: FeatureRows | None = None) -> None:
-        """Get ready to train on so many rows, and to watch others."""
+    def begin(
+        self,
+        n_rows: int,
+        valid_rows: FeatureRows | None = None,
+        cache: FeatureCache | None = None,
+    ) -> None:
+        """Get ready to train on so many rows, to watch others, and to find solved heads."""
         plan = self.plan
         n_batches = max(1, -(-n_rows // plan.batch_size))
         n_steps = plan.max_epochs * -(-n_batches // plan.accumulation_steps)
         self._get_ready(plan, n_steps)
         self.valid_rows = valid_rows
+        self.cache = cache
 
     def _get_ready(self, plan: TrainingPlan, n_steps: int) -> None:
         self.valid_rows = None
         processes().agree(*self.module_.parameters(), *self.module_.buffers())
+        penalised = self.module_.head.named_parameters() if plan.head_penalty else ()
+        self._penalised = [p for name, p in penalised if has_decay(name, p)]
         self._step_sizes = StepSizes(self.optimizer_, plan, n_steps)
         self._mixer = Mixer(plan.mixup, plan.cutmix) if plan.mixup or plan.cutmix else None
         self._average = WeightAverage(self.module_, plan.ema_decay) if plan.ema_decay else None
@@ -227,6 +239,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
         self._step_sizes.finish()
         self._is_ready = False
         self._read = None
+        self.cache = None
 
     def unfreeze(self, n_stages: int) -> None:
         """Let the last stages train, and none before them.
@@ -282,6 +295,11 @@ class SuffixNet(skorch.NeuralNetClassifier):
             self.history.record("backbone_lr", rates[min(of_stages)])
         if self.stages is not None:
             self.history.record("unfrozen_stages", self._n_unfrozen)
+
+    @property
+    def draws_nothing(self) -> bool:
+        """Whether training is without random numbers of torch's global generator."""
+        return not self.callbacks and (self._is_solved() or self._is_plain())
 
     @property
     def takes_features_as_they_are(self) -> bool:
@@ -344,6 +362,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
             logits = torch.addmm(column, weight, rows.T)
             loss, error = logistic.loss_and_error(logits, targets, shares)
             weight.grad, bias.grad = error @ rows, error.sum(1)
+            self._add_penalty()
             step()
             self._step_sizes.after_step()
             losses.append(loss)
@@ -385,6 +404,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
             self.optimizer_.zero_grad()
             results[:] = [self._add_part_of_gradient(batch, 1 / len(group)) for batch in group]
             processes().add_gradients(self.module_)
+            self._add_penalty()
             if self.plan.max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(self.module_.parameters(), self.plan.max_grad_norm)
             if watched:
@@ -445,6 +465,13 @@ class SuffixNet(skorch.NeuralNetClassifier):
             loss = loss + (1 - own) * self.get_loss(logits, others, training=True)
         (share * loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach(), logits.detach()
+
+    @torch.no_grad()
+    def _add_penalty(self) -> None:
+        """Add the gradient of the head's L2 penalty, where the optimizer doesn't."""
+        for weight in self._penalised:
+            if weight.grad is not None:
+                weight.grad.add_(weight, alpha=self.plan.head_penalty)
 
     def _on_device(self, batch: Batch) -> Batch:
         # Looking at the batch is not free.
@@ -522,22 +549,38 @@ class SuffixNet(skorch.NeuralNetClassifier):
         if not self._is_solved():
             step: dict[str, Any] = super().train_step(batch, **fit_params)
             return step
-        features, (labels, weights) = (to_device(part, self.device) for part in batch)
+        features, (labels, weights) = batch
+        solution = self._solution(features, labels, weights)
         linear = self.module_.head[-1]
-        solution = logistic.solve(
-            self._linear_inputs(features),
-            labels,
-            weights,
-            linear.out_features,
-            weight_decay=self.plan.weight_decay,
-            label_smoothing=self.criterion_.label_smoothing,
-            max_iter=self.optimizer__max_iter,
-        )
         with torch.no_grad():
             linear.weight.copy_(solution.weight)
             linear.bias.copy_(solution.bias)
         self.n_steps_ = solution.n_iter
-        return {"loss": torch.tensor(solution.loss), "y_pred": solution.logits}
+        logits = self.infer(features) if self._is_watched() else torch.empty(0)
+        return {"loss": torch.tensor(solution.loss), "y_pred": logits}
+
+    def _solution(self, features: Tensor, labels: Tensor, weights: Tensor) -> logistic.Solution:
+        """The optimum; a fit with all that it depends on may have found it before."""
+        linear = self.module_.head[-1]
+        settings = {
+            "weight_decay": self.plan.weight_decay,
+            "label_smoothing": self.criterion_.label_smoothing,
+            "max_iter": self.optimizer__max_iter,
+        }
+        layers = [type(layer).__name__ for layer in self.module_.head]
+
+        def solve() -> logistic.Solution:
+            inputs = self._linear_inputs(features.to(self.device))
+            rest = labels.to(self.device), weights.to(self.device)
+            return logistic.solve(inputs, *rest, linear.out_features, **settings)
+
+        return recall_or_solve(
+            self.cache,
+            (features, labels, weights),
+            (*layers, *settings.items(), self.device),
+            (linear.out_features, linear.in_features),
+            solve,
+        )
 
     def get_train_step_accumulator(self) -> FirstStepAccumulator:
         """Of the evaluations that a full-batch step makes, the last tells its result."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,9 +15,11 @@ from sklearn.utils import check_random_state
 from skorch.callbacks import EarlyStopping
 
 from .batches import FeatureRows
-from .hardware import suited_threads
+from .cache import FeatureCache
 from .net import Snapshot, SuffixNet
 from .parallel import processes
+from .randomness import seeded
+from .threads import suited_threads
 
 _SEEDS_APART = 2**32  # between processes that train together, of which each draws for its rows
 
@@ -53,6 +56,7 @@ def train(
     valid_rows: FeatureRows | None = None,
     observer: Observer | None = None,
     *,
+    cache: FeatureCache | None = None,
     keep_epochs: bool = False,
 ) -> Outcome:
     """Fit the net.
@@ -66,6 +70,8 @@ def train(
         Rows that don't train. With the plan's `n_iter_no_change`, training stops when they are
         no longer classified better, and the best weights come back.
     observer : Observer or None, default=None
+    cache : FeatureCache or None, default=None
+        Where solved heads are found and kept.
     keep_epochs : bool, default=False
         Whether a KeyboardInterrupt ends training with the last whole epoch.
 
@@ -84,16 +90,20 @@ def train(
     rows = _as_the_net_needs(net, rows)
     if valid_rows is not None:
         valid_rows = _as_the_net_needs(net, valid_rows)
-    with torch.random.fork_rng(devices=_cuda_devices(net.device)):
-        seed = torch.manual_seed if "cuda" in net.device else torch.default_generator.manual_seed
-        seed(net.seed + len(net.history) + _SEEDS_APART * processes().rank)
-        with suited_threads(_products_in_a_step(net, rows)):
-            net.begin(len(rows), valid_rows)
-            net.notify("on_train_begin", X=rows, y=None)
-            outcome = _run_epochs(net, rows, observer, keep_epochs)
-            net.notify("on_train_end", X=rows, y=None)
+    with _random_numbers(net), suited_threads(_products_in_a_step(net, rows)):
+        net.begin(len(rows), valid_rows, cache)
+        net.notify("on_train_begin", X=rows, y=None)
+        outcome = _run_epochs(net, rows, observer, keep_epochs)
+        net.notify("on_train_end", X=rows, y=None)
     _warn_unless_converged(net)
     return outcome
+
+
+def _random_numbers(net: SuffixNet) -> AbstractContextManager[None]:
+    """Seed them; fits that draw none need not take turns at them."""
+    if net.draws_nothing:
+        return nullcontext()
+    return seeded(net.seed + len(net.history) + _SEEDS_APART * processes().rank, net.device)
 
 
 def _as_the_net_needs(net: SuffixNet, rows: FeatureRows) -> FeatureRows:
@@ -191,15 +201,11 @@ def _stopped_early(net: SuffixNet) -> bool:
     return any(stopper.misses_ >= stopper.patience for stopper in stoppers)
 
 
-def _cuda_devices(device: str) -> list[torch.device]:
-    return [torch.device(device)] if device.startswith("cuda") else []
-
-
 def _warn_unless_converged(net: SuffixNet) -> None:
     if net.full_batch and n_iterations(net) >= net.optimizer__max_iter:
         warnings.warn(
-            f"Training stopped after max_epochs={net.optimizer__max_iter} iterations without "
-            "having converged. Raise max_epochs or weight_decay.",
+            f"Training stopped after {net.optimizer__max_iter} iterations without having "
+            'converged. Raise weight_decay, or with optimizer="lbfgs" max_epochs.',
             ConvergenceWarning,
             stacklevel=3,
         )

@@ -265,7 +265,7 @@ def test_training_curve_of_a_solved_head_says_so(frozen):
 
 def test_unfreezing_after_a_warm_start(digits):
     X, y = digits
-    clf = PretrainedImageClassifier(image_size=32, lr=1e-3, max_epochs=1, warm_start=True)
+    clf = PretrainedImageClassifier(image_size=32, max_epochs=1, warm_start=True)
     clf.fit(X[:20], y[:20])
     clf.set_params(freeze=-2).fit(X[:20], y[:20])
     display = TrainingCurveDisplay.from_estimator(clf)

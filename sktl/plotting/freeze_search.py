@@ -11,6 +11,7 @@ import numpy.typing as npt
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
+from ..messages import shown
 from .drawing import (
     COLOURS,
     GREY,
@@ -140,7 +141,7 @@ class FreezeSearchDisplay:
         if f"mean_test_{metric}" not in results:
             start = "mean_test_"
             known = sorted(name.removeprefix(start) for name in results if name.startswith(start))
-            raise ValueError(f"metric={metric!r} is not one of those of the search, {known}.")
+            raise ValueError(f"metric={shown(metric)} is not one of those of the search, {known}.")
         depths, stages = _depths(search, param)
         display = cls(
             cv_results=results,
@@ -233,9 +234,9 @@ class FreezeSearchDisplay:
 
     def _cut_axis(self, means: npt.NDArray[Any], spreads: npt.NDArray[Any]) -> None:
         """Leave the room to the scores that are near the best."""
-        shown = np.delete(np.arange(len(means)), self.below_)
-        low = np.nanmin(means[shown] - spreads[shown])
-        high = np.nanmax(means[shown] + spreads[shown])
+        near = np.delete(np.arange(len(means)), self.below_)
+        low = np.nanmin(means[near] - spreads[near])
+        high = np.nanmax(means[near] + spreads[near])
         margin = 0.1 * (high - low) or 0.01
         self.ax_.set_ylim(low - 2 * margin, high + margin / 2)
 
