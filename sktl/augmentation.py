@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from .messages import shown
+from .randomness import seeded
+
 Augment = str | Callable[[Tensor], Tensor] | None
 AUGMENTATIONS = ("light", "trivialaugment", "randaugment")
-
-_one_at_a_time = threading.Lock()  # torch's random numbers are one sequence for all threads
 
 
 class LightAugmentation(nn.Module):
@@ -117,7 +117,7 @@ def make_augmentation(augment: Augment) -> Callable[[Tensor], Tensor] | None:
     if augment == "randaugment":
         return _EachImage(v2.RandAugment())
     if isinstance(augment, str):
-        raise ValueError(f"augment={augment!r} is not known. Choose one of {AUGMENTATIONS}.")
+        raise ValueError(f"augment={shown(augment)} is not known. Choose one of {AUGMENTATIONS}.")
     return _EachImage(augment)
 
 
@@ -151,7 +151,6 @@ class View:
             return images
         made = []
         for image, digest in zip(images, digests, strict=True):
-            with _one_at_a_time, torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little"))
+            with seeded(int.from_bytes(digest[:8], "little")):
                 made.append(transform(image[None]))
         return torch.cat(made)

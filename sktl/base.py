@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from inspect import Parameter, signature
@@ -19,7 +20,12 @@ import torch
 from joblib import effective_n_jobs
 from sklearn.base import BaseEstimator
 from sklearn.utils import Tags, _safe_indexing
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import (
+    Interval,
+    InvalidParameterError,
+    StrOptions,
+    validate_parameter_constraints,
+)
 from sklearn.utils.validation import _num_samples, validate_data
 from torchvision.models import WeightsEnum
 
@@ -33,10 +39,14 @@ from .images import (
     UnreadableImageWarning,
     kind_of,
     learn_format,
+    looks_like_one_picture,
     name_files,
+    one_picture_message,
     open_images,
 )
+from .messages import shown, shown_several
 from .persistence import (
+    BEFORE,
     InconsistentVersionWarning,
     Packer,
     refuse_what_needs_pickle,
@@ -44,11 +54,22 @@ from .persistence import (
     unpack,
 )
 from .prefix import recall_stages, remember_stages
+from .preprocessing import RESIZE_MODES, checked_size
 from .saving import save
 from .summary import Summary
 
 _Result = TypeVar("_Result")
 _Rows = TypeVar("_Rows", bound=np.floating[Any])
+
+
+@dataclass(frozen=True)
+class _NotANumber:
+    """Stands for a bool where a number is wanted: Python takes True for 1."""
+
+    value: object
+
+    def __repr__(self) -> str:
+        return repr(self.value)
 
 
 class ImageEstimator(BaseEstimator):
@@ -58,9 +79,11 @@ class ImageEstimator(BaseEstimator):
         "backbone": [str, callable],
         "weights": [str, os.PathLike, WeightsEnum, None],
         "pooling": [StrOptions({"auto", "avg", "flatten"})],
-        "image_size": [Interval(Integral, 2, None, closed="left"), None],
+        "image_size": [Interval(Integral, 2, None, closed="left"), tuple, list, None],
+        "resize_mode": [StrOptions(set(RESIZE_MODES))],
         "image_shape": [tuple, list, None],
         "pixel_range": [tuple, list, None],
+        "bands": [tuple, list, None],
         "cache": [str, os.PathLike, None],
         "precision": [StrOptions({"auto", *PRECISIONS})],
         "device": [str, torch.device],
@@ -68,6 +91,23 @@ class ImageEstimator(BaseEstimator):
         "on_error": [StrOptions({"raise", "skip"})],
         "verbose": ["verbose"],
     }
+
+    def _validate_params(self) -> None:
+        """scikit-learn's check, but True isn't taken for 1, and long values are shown in short."""
+        constraints = self._parameter_constraints
+        params = {
+            name: _NotANumber(value) if isinstance(value, bool | np.bool_) else value
+            for name, value in self.get_params(deep=False).items()
+            if not {"boolean", "verbose"}.intersection(map(str, constraints[name]))
+        }
+        params = self.get_params(deep=False) | params
+        try:
+            validate_parameter_constraints(constraints, params, type(self).__name__)
+        except InvalidParameterError as error:
+            message = str(error)
+            for value in params.values():
+                message = message.replace(repr(value), shown(value))
+            raise InvalidParameterError(message) from None
 
     def _open(self, X: Any, *, reset: bool, counts: npt.NDArray[Any] | None = None) -> Images:
         """Open X; with `reset`, learn from the samples that count how to read it."""
@@ -78,9 +118,15 @@ class ImageEstimator(BaseEstimator):
                 self.__dict__.pop(name, None)
         if reset:
             self._format = learn_format(
-                X, image_shape=self.image_shape, pixel_range=self.pixel_range, rows=counts
+                X,
+                image_shape=self.image_shape,
+                pixel_range=self.pixel_range,
+                bands=self.bands,
+                rows=counts,
             )
             self.pixel_range_ = self._format.pixel_range
+            if looks_like_one_picture(X):
+                warnings.warn(one_picture_message(X.shape), UserWarning, stacklevel=4)
         return open_images(X, self._format)
 
     def _answer(
@@ -151,7 +197,12 @@ class ImageEstimator(BaseEstimator):
     def _load_backbone(self, seed: int | None = None) -> Backbone:
         cache = self._cache()
         backbone = load_backbone(
-            self.backbone, self.weights, self.image_size, seed, partial(recall_stages, cache)
+            self.backbone,
+            self.weights,
+            checked_size(self.image_size),
+            seed,
+            partial(recall_stages, cache),
+            self.resize_mode,
         )
         remember_stages(cache, backbone)
         return backbone
@@ -257,7 +308,7 @@ class ImageEstimator(BaseEstimator):
         state = self._restore(state)
         if "_format" in state:
             state["_format"] = ImageFormat(**state["_format"])
-        super().__setstate__(_defaults(type(self)) | state)
+        super().__setstate__(_defaults(type(self)) | BEFORE | state)
 
     def __sklearn_is_fitted__(self) -> bool:
         raise NotImplementedError
@@ -290,8 +341,8 @@ def _check_classes(labels: Any, left: Any, error: UnreadableImagesError) -> None
     lost = np.setdiff1d(np.unique(labels), np.unique(left)).tolist()
     if lost:
         raise ValueError(
-            f"on_error='skip' leaves no image of the classes {lost}: {error} To do without the "
-            "classes, leave them out of y as well."
+            f"on_error='skip' leaves no image of the classes {shown_several(lost)}: {error} To do "
+            "without the classes, leave them out of y as well."
         ) from error
 
 

@@ -6,12 +6,12 @@ import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-_WORTH_SHARING = 2**25  # multiplications: some milliseconds of one core
+from .messages import shown
+
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -36,10 +36,10 @@ def choose_device(device: str | torch.device) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise ValueError(
-            f'Unknown device {device!r}. Choose "auto", "cpu", "cuda", "cuda:1" or "mps".'
+            f'Unknown device {shown(device)}. Choose "auto", "cpu", "cuda", "cuda:1" or "mps".'
         ) from error
     if not is_available(chosen):
-        raise ValueError(f"device={device!r} is not available here. {_devices_here()}")
+        raise ValueError(f"device={shown(device)} is not available here. {_devices_here()}")
     return chosen
 
 
@@ -94,7 +94,7 @@ def restore_device(device: str) -> torch.device:
         return wanted
     found = choose_device("auto")
     warnings.warn(
-        f"The model was fitted on device {device!r}, which is not available here; it will "
+        f"The model was fitted on device {shown(device)}, which is not available here; it will "
         f"predict on {str(found)!r}.",
         UserWarning,
         stacklevel=2,
@@ -113,24 +113,6 @@ def restore_precision(asked: str, used: str, device: torch.device) -> str:
         stacklevel=2,
     )
     return "float32"
-
-
-@contextlib.contextmanager
-def suited_threads(n_products: int) -> Iterator[None]:
-    """Compute in one thread where the work is too small to be shared.
-
-    Parameters
-    ----------
-    n_products : int
-        Multiplications in one step of the work.
-    """
-    before = torch.get_num_threads()
-    if n_products < _WORTH_SHARING:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def physical_memory() -> int:

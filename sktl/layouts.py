@@ -39,6 +39,7 @@ from .heads import HEADS, ONE_LAYER
 from .images import CHANNELS
 from .optimization import OPTIMIZERS, SCHEDULES, UNFREEZING
 from .persistence import FORMAT, Stored, to_array
+from .preprocessing import RESIZE_MODES, Size, as_size, height_width
 from .sealed import FileFormatError, NotSavableError
 
 Tensors = dict[str, Tensor]
@@ -213,9 +214,13 @@ def _adaptation(value: Any, where: str) -> Bunch:
             "proportions": list_of(number(0)),
             "source_accuracy": share,
             "expected_accuracy": share,
-        }
+        },
+        {"adapted": flag},
     )(value, where)
     return Bunch(**found | {"proportions": np.array(found["proportions"], dtype=np.float64)})
+
+
+_bands = tuple_of(integer(0, 2**15), 3)
 
 
 def images(value: Any, where: str) -> dict[str, Any]:
@@ -226,34 +231,51 @@ def images(value: Any, where: str) -> dict[str, Any]:
             "image_shape": optional(tuple_of(integer(1, 2**20), 2, 3)),
             "pixel_range": tuple_of(number(), 2),
             "learned_from": one_of("given", "8-bit", "values"),
-        }
+        },
+        {"in_colour": flag, "bands": optional(_bands)},
     )(value, where)
     shape, (low, high) = found["image_shape"], found["pixel_range"]
-    if shape and len(shape) == 3 and not {shape[0], shape[2]} & set(CHANNELS):
+    found.setdefault("in_colour", found["kind"] == "paths")  # older files lack it
+    bands = found.get("bands")
+    if bands is not None and shape and (len(shape) != 3 or max(bands) >= max(shape)):
+        refuse(str(shape), f"{where}.image_shape", f"an image with the bands {bands}")
+    if bands is None and shape and len(shape) == 3 and not {shape[0], shape[2]} & set(CHANNELS):
         refuse(str(shape), f"{where}.image_shape", f"an image of {CHANNELS} channels")
     if not low < high or not math.isfinite(high - low):
         refuse(str((low, high)), f"{where}.pixel_range", "two numbers, of which the first is less")
     return found
 
 
+def _size(largest: int) -> Reader:
+    """A number of pixels, or a height and a width that differ."""
+    one = integer(1, largest)
+    two = tuple_of(one, 2)
+
+    def read(value: Any, where: str) -> Size:
+        return as_size(two(value, where)) if isinstance(value, list) else one(value, where)
+
+    return read
+
+
 _history = list_of(mapping_of(_cell))
 _backbone = record(
     {
         "name": _backbone_name,
-        "image_size": integer(1, _LARGEST_IMAGE),
+        "image_size": _size(_LARGEST_IMAGE),
         "transform_input": flag,
     }
 )
 _three = tuple_of(number(-1e6, 1e6), 3)
 _recipe = record(
     {
-        "resize": integer(1, 4 * _LARGEST_IMAGE),
-        "crop": integer(1, _LARGEST_IMAGE),
+        "resize": _size(4 * _LARGEST_IMAGE),
+        "crop": _size(_LARGEST_IMAGE),
         "interpolation": one_of("nearest", "nearest-exact", "bilinear", "bicubic"),
         "mean": _three,
         "std": tuple_of(number(1e-6, 1e6), 3),
         "antialias": flag,
-    }
+    },
+    {"resize_mode": one_of(*RESIZE_MODES)},  # older files are of "crop"
 )
 _dtype = one_of("float32", "float16")
 _pooling = one_of("auto", "avg", "flatten")
@@ -310,7 +332,9 @@ _may_lack = {
 _parameters = {
     "backbone": _backbone_name,
     "image_shape": optional(tuple_of(integer(1, 2**20), 2, 3)),
+    "image_size": optional(_size(2**31)),
     "pixel_range": optional(tuple_of(number(), 2)),
+    "bands": optional(_bands),
     "cache": one_of("memory", None),
     "device": _device,
     "n_jobs": optional(integer(-1024, 1024)),
@@ -413,7 +437,8 @@ def _check_network(read: Stored) -> None:
     model = read["model"]
     if model["backbone"]["image_size"] != model["recipe"]["crop"]:
         raise FileFormatError("The network and its recipe are for images of different sizes.")
-    if model["recipe"]["crop"] > model["recipe"]["resize"]:
+    sides = (height_width(model["recipe"][name]) for name in ("crop", "resize"))
+    if any(crop > resize for crop, resize in zip(*sides, strict=True)):
         raise FileFormatError("The recipe crops more than it resizes to.")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,10 +15,22 @@ from sklearn.utils import check_random_state
 from skorch.callbacks import EarlyStopping
 
 from .batches import FeatureRows
-from .hardware import suited_threads
+from .cache import FeatureCache
 from .net import Snapshot, SuffixNet
 from .parallel import processes
+from .progress import print_line
+from .randomness import seeded
+from .threads import suited_threads
 
+_SHOWN = {
+    "train_loss": ".5g",
+    "valid_loss": ".5g",
+    "valid_acc": ".4f",
+    "lr": ".2e",
+    "backbone_lr": ".2e",
+    "unfrozen_stages": "d",
+}
+_WAITS = 8  # benchmarks/threads.py shows what steps of many layers cost in one thread and in two
 _SEEDS_APART = 2**32  # between processes that train together, of which each draws for its rows
 
 
@@ -53,6 +66,7 @@ def train(
     valid_rows: FeatureRows | None = None,
     observer: Observer | None = None,
     *,
+    cache: FeatureCache | None = None,
     keep_epochs: bool = False,
 ) -> Outcome:
     """Fit the net.
@@ -66,6 +80,8 @@ def train(
         Rows that don't train. With the plan's `n_iter_no_change`, training stops when they are
         no longer classified better, and the best weights come back.
     observer : Observer or None, default=None
+    cache : FeatureCache or None, default=None
+        Where solved heads are found and kept.
     keep_epochs : bool, default=False
         Whether a KeyboardInterrupt ends training with the last whole epoch.
 
@@ -84,16 +100,20 @@ def train(
     rows = _as_the_net_needs(net, rows)
     if valid_rows is not None:
         valid_rows = _as_the_net_needs(net, valid_rows)
-    with torch.random.fork_rng(devices=_cuda_devices(net.device)):
-        seed = torch.manual_seed if "cuda" in net.device else torch.default_generator.manual_seed
-        seed(net.seed + len(net.history) + _SEEDS_APART * processes().rank)
-        with suited_threads(_products_in_a_step(net, rows)):
-            net.begin(len(rows), valid_rows)
-            net.notify("on_train_begin", X=rows, y=None)
-            outcome = _run_epochs(net, rows, observer, keep_epochs)
-            net.notify("on_train_end", X=rows, y=None)
+    with _random_numbers(net), suited_threads(_products_in_a_step(net, rows)):
+        net.begin(len(rows), valid_rows, cache)
+        net.notify("on_train_begin", X=rows, y=None)
+        outcome = _run_epochs(net, rows, observer, keep_epochs)
+        net.notify("on_train_end", X=rows, y=None)
     _warn_unless_converged(net)
     return outcome
+
+
+def _random_numbers(net: SuffixNet) -> AbstractContextManager[None]:
+    """Seed them; fits that draw none need not take turns at them."""
+    if net.draws_nothing:
+        return nullcontext()
+    return seeded(net.seed + len(net.history) + _SEEDS_APART * processes().rank, net.device)
 
 
 def _as_the_net_needs(net: SuffixNet, rows: FeatureRows) -> FeatureRows:
@@ -128,6 +148,8 @@ def _run_epochs(
                 if whole is None:
                     raise
                 return _back_to(whole, net, n_whole)
+        if plan.verbose:
+            print_line(_described(net, epoch))
         if keep_epochs:
             with net.averaged():
                 whole = Snapshot(net.module_)
@@ -139,6 +161,22 @@ def _run_epochs(
             break
     net.finish()
     return Outcome(None if best is None else best.restore())
+
+
+def _described(net: SuffixNet, epoch: int) -> str:
+    """What the last epoch came to, in one line; a full-batch fit has no epochs."""
+    row = history_rows(net)[-1]
+    if net.full_batch:
+        return (
+            f"head solved in {n_iterations(net)} iterations: train_loss {row['train_loss']:.5g}, "
+            f"{row['seconds']:.3g} s"
+        )
+    number = row["epoch"]
+    of = f" of {number + net.max_epochs - epoch - 1}" if net.max_epochs > 1 else ""
+    values = [
+        f"{name} {row[name]:{form}}" for name, form in _SHOWN.items() if row.get(name) is not None
+    ]
+    return f"epoch {number}{of}: {', '.join(values)}, {row['seconds']:.3g} s"
 
 
 def _back_to(whole: Snapshot, net: SuffixNet, n_epochs: int) -> Outcome:
@@ -162,7 +200,7 @@ class _Best:
         """Look at the last epoch; say whether there was no progress for too long."""
         net = self._net
         row = net.history[-1]
-        score = row["valid_accuracy"], -row["valid_loss"]
+        score = row["valid_acc"], -row["valid_loss"]
         if score > self._score:
             self._score, self._epoch = score, row["epoch"]
             with net.averaged():
@@ -177,12 +215,30 @@ class _Best:
 
 
 def _products_in_a_step(net: SuffixNet, rows: FeatureRows) -> int:
-    """Multiplications of a step on the head; with stages to train, far more than that."""
-    if net.prepare is not None or any(True for _ in net.module_.suffix.parameters()):
+    """Multiplications of a step, as :func:`sktl.threads.suited_threads` takes them."""
+    n: int = min(net.batch_size, len(rows))
+    if net.prepare is not None:
         return sys.maxsize
+    if any(True for _ in net.module_.suffix.parameters()):
+        if net.device != "cpu":
+            return sys.maxsize
+        # Back costs twice what forth does. Each layer's loops wait for all threads, and a head is
+        # one layer: with many, there must be more to share.
+        return 3 * n * _products_of_a_row(net, rows) // _WAITS
     # A step on all rows also multiplies matrices that are far from flat.
-    n = 10 * len(rows) if net.full_batch else min(net.batch_size, len(rows))
+    n = 10 * len(rows) if net.full_batch else n
     return n * sum(int(p.numel()) for p in net.module_.head.parameters())
+
+
+def _products_of_a_row(net: SuffixNet, rows: FeatureRows) -> int:
+    """Multiplications of suffix and head on one image."""
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import
+
+    net.module_.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net.module_(rows.features[:1])
+    n_operations: int = counter.get_total_flops()  # multiplications and additions
+    return n_operations // 2
 
 
 def _stopped_early(net: SuffixNet) -> bool:
@@ -191,15 +247,11 @@ def _stopped_early(net: SuffixNet) -> bool:
     return any(stopper.misses_ >= stopper.patience for stopper in stoppers)
 
 
-def _cuda_devices(device: str) -> list[torch.device]:
-    return [torch.device(device)] if device.startswith("cuda") else []
-
-
 def _warn_unless_converged(net: SuffixNet) -> None:
     if net.full_batch and n_iterations(net) >= net.optimizer__max_iter:
         warnings.warn(
-            f"Training stopped after max_epochs={net.optimizer__max_iter} iterations without "
-            "having converged. Raise max_epochs or weight_decay.",
+            f"Training stopped after {net.optimizer__max_iter} iterations without having "
+            'converged. Raise weight_decay, or with optimizer="lbfgs" max_epochs.',
             ConvergenceWarning,
             stacklevel=3,
         )
@@ -218,7 +270,8 @@ def n_iterations(net: SuffixNet) -> int:
 def history_rows(net: SuffixNet) -> list[dict[str, Any]]:
     """A row an epoch: its number, seconds, losses, validation accuracy and learning rates."""
     names = {"dur": "seconds"}
-    own = {"batches", "train_batch_count", "valid_batch_count", "train_loss_best"}
+    own = {"batches", "train_batch_count", "valid_batch_count"}
+    own |= {f"{name}_best" for name in ("train_loss", "valid_loss", "valid_acc")}
     return [
         {names.get(k, k): _plain(value) for k, value in row.items() if k not in own}
         for row in net.history

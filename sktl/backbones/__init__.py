@@ -5,23 +5,23 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from numbers import Integral
 from typing import Any, TypeAlias
 
-import torch
 import xxhash
 from torch import nn
 
-from ..preprocessing import Normalize, Recipe
+from ..messages import shown
+from ..preprocessing import Normalize, Recipe, Size
+from ..randomness import seeded
 from .efficientnet_lite import pad_same
 from .registry import EMBEDDED, Architecture, check_name, default_weights, list_backbones
 from .split import CutNetwork, OpaqueNetwork, Pool, Pooling, Splitter, make_splitter, spatial_axes
 from .weights import (
     WeightsSource,
-    at_image_size,
+    adjusted,
     find_weights,
     load_weights,
     recipe_of_module,
@@ -76,17 +76,21 @@ class Backbone:
     load: Callable[[], Splitter]
     identity: bytes | None = None
     known_stages: tuple[str, ...] | None = None
+    _splitter: Splitter | None = field(default=None, repr=False)
 
-    @cached_property
+    @property
     def splitter(self) -> Splitter:
         """The network, loaded when it is first asked for."""
-        with _lock:
-            return self.load()
+        if self._splitter is None:
+            with _lock:
+                if self._splitter is None:
+                    self._splitter = self.load()
+        return self._splitter
 
     @property
     def is_loaded(self) -> bool:
         """Whether the network is in memory."""
-        return "splitter" in vars(self)
+        return self._splitter is not None
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -117,16 +121,16 @@ class Backbone:
             return n if freeze == "all" else 0
         if isinstance(freeze, str) and freeze in self.stages:
             return self.stages.index(freeze) + 1
-        if not isinstance(freeze, str) and -n <= freeze <= n:
+        if not isinstance(freeze, str | bool) and -n <= freeze <= n:
             return int(freeze) if freeze >= 0 else n + int(freeze)
         if not self.traceable:
             raise ValueError(
-                f"freeze={freeze!r}: torch.fx can't trace this network, so it has no stages to cut "
-                'between. It can be frozen whole or not at all: "all" or "none".'
+                f"freeze={shown(freeze)}: torch.fx can't trace this network, so it has no stages "
+                'to cut between. It can be frozen whole or not at all: "all" or "none".'
             )
         raise ValueError(
-            f'freeze={freeze!r} is not possible: choose "all", "none", a number from {-n} to {n}, '
-            f"or one of the {n} stages {list(self.stages)}."
+            f'freeze={shown(freeze)} is not possible: choose "all", "none", a number from {-n} to '
+            f"{n}, or one of the {n} stages {list(self.stages)}."
         )
 
     def prefix(self, depth: int, pooling: Pooling) -> nn.Module:
@@ -186,10 +190,10 @@ class Backbone:
             return None
         if isinstance(stage, str) and stage in self.stages:
             return self.stages.index(stage)
-        if isinstance(stage, Integral) and -n <= stage < n:
+        if isinstance(stage, Integral) and not isinstance(stage, bool) and -n <= stage < n:
             return int(stage) % n
         raise ValueError(
-            f"There is no stage {stage!r}. Choose a number from {-n} to {n - 1}, or one of "
+            f"There is no stage {shown(stage)}. Choose a number from {-n} to {n - 1}, or one of "
             f"{list(self.stages)}."
         )
 
@@ -213,8 +217,8 @@ class Backbone:
         for i, index in enumerate(found):
             if index in found[:i]:
                 raise ValueError(
-                    f"stage={stage!r} has {stage[found.index(index)]!r} and {stage[i]!r}, which "
-                    "are the same. Name each stage once."
+                    f"stage={shown(stage)} has {shown(stage[found.index(index)])} and "
+                    f"{shown(stage[i])}, which are the same. Name each stage once."
                 )
         return found if len(found) > 1 else found[0]
 
@@ -258,9 +262,10 @@ class Backbone:
 def load_backbone(
     backbone: str | nn.Module | Callable[[], nn.Module],
     weights: Any = "DEFAULT",
-    image_size: int | None = None,
+    image_size: Size | None = None,
     seed: int | None = None,
     recall: Callable[[bytes], tuple[str, ...] | None] | None = None,
+    resize_mode: str = "crop",
 ) -> Backbone:
     """Build a network, give it its weights and find its stages.
 
@@ -270,13 +275,15 @@ def load_backbone(
         A name of :func:`list_backbones`, a module, or what returns one.
     weights : str, path, torchvision WeightsEnum or None, default="DEFAULT"
         See :func:`sktl.backbones.weights.find_weights`.
-    image_size : int or None, default=None
+    image_size : int, (int, int) or None, default=None
         Height and width of the images in pixels; None is what the weights were trained with.
     seed : int or None, default=None
         Seed of random weights.
     recall : callable or None, default=None
         Gives the names of the stages of a backbone with this `identity`, if they are known from
         before; the network is then loaded only when it is needed.
+    resize_mode : {"crop", "squash", "pad"}, default="crop"
+        See :class:`sktl.preprocessing.Recipe`.
 
     Returns
     -------
@@ -297,9 +304,9 @@ def load_backbone(
     elif not callable(backbone):
         raise TypeError(
             "backbone must be a name, a torch.nn.Module or a callable that returns one, got "
-            f"{backbone!r}."
+            f"{shown(backbone)}."
         )
-    source = at_image_size(find_weights(backbone, weights), image_size)
+    source = adjusted(find_weights(backbone, weights), image_size, resize_mode)
     if not isinstance(backbone, str) or source.read is None:
         return _load_now(backbone, source, image_size, seed)
     identity = _identity(backbone, source)
@@ -336,19 +343,16 @@ def _load_later(backbone: str, source: WeightsSource, identity: bytes) -> Backbo
 
 
 def _load_now(
-    backbone: Any, source: WeightsSource, image_size: int | None, seed: int | None
+    backbone: Any, source: WeightsSource, image_size: Size | None, seed: int | None
 ) -> Backbone:
     """Load what only the network itself can tell apart: modules, callables, random weights."""
     pretrained = source.read is not None
     architecture = Architecture(backbone, source.recipe.crop, transform_input=pretrained)
-    with torch.random.fork_rng(devices=[]):
-        if seed is None:
-            torch.default_generator.seed()
-        else:
-            torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         network = architecture.build(initialise=not pretrained)
     recipe = source.recipe
     if not isinstance(backbone, str) and (own := recipe_of_module(network)) is not None:
+        own = replace(own, resize_mode=recipe.resize_mode)
         recipe = own if image_size is None else own.at(image_size)
         architecture = replace(architecture, image_size=recipe.crop)
     splitter = _prepare(network, recipe.crop)
@@ -360,12 +364,10 @@ def _load_now(
 def _loaded_backbone(
     architecture: Architecture, recipe: Recipe, splitter: Splitter, identity: bytes | None = None
 ) -> Backbone:
-    backbone = Backbone(architecture, recipe, lambda: splitter, identity)
-    vars(backbone)["splitter"] = splitter
-    return backbone
+    return Backbone(architecture, recipe, lambda: splitter, identity, _splitter=splitter)
 
 
-def _prepare(network: nn.Module, image_size: int) -> Splitter:
+def _prepare(network: nn.Module, image_size: Size) -> Splitter:
     network.requires_grad_(False).eval()
     return make_splitter(network, image_size)
 

@@ -11,6 +11,7 @@ import copy
 import inspect
 import math
 import operator
+import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +21,11 @@ import torch
 import torchvision.ops
 from torch import fx, nn
 
+from ..preprocessing import Size, height_width, in_pixels
+
 # Their forward asks for `self.training`, which tracing would freeze into the graph.
 _LEAVES = (torchvision.ops.StochasticDepth, torchvision.ops.DropBlock2d)
+_one_at_a_time = threading.RLock()
 
 
 class NotTraceableError(Exception):
@@ -31,6 +35,26 @@ class NotTraceableError(Exception):
 class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__(autowrap_modules=(math, torchvision.ops))  # type: ignore[arg-type]
+        self._thread = threading.get_ident()
+
+    # While it traces, torch.fx stands between all modules and their calls, those of other threads
+    # included: a network that computes there must not notice.
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, _LEAVES) or super().is_leaf_module(m, module_qualified_name)
@@ -65,14 +89,14 @@ class NetworkGraph:
         return {name: node for node, name in self.names.items()}
 
 
-def trace(network: nn.Module, image_size: int) -> NetworkGraph:
+def trace(network: nn.Module, image_size: Size) -> NetworkGraph:
     """Trace a network in both modes and find its boundaries.
 
     Parameters
     ----------
     network : torch.nn.Module
-        Takes float images of shape (n, 3, image_size, image_size).
-    image_size : int
+        Takes float images of shape (n, 3, h, w).
+    image_size : int or (int, int)
         Height and width of the images in pixels.
 
     Returns
@@ -103,7 +127,8 @@ def trace(network: nn.Module, image_size: int) -> NetworkGraph:
 
 def _trace_mode(network: nn.Module, training: bool) -> fx.Graph:
     try:
-        graph = _Tracer().trace(network, _defaults(network.forward))
+        with _one_at_a_time:  # two would put each other's changes back
+            graph = _Tracer().trace(network, _defaults(network.forward))
     except Exception as error:  # torch.fx raises whatever the forward method raises on a proxy
         raise NotTraceableError(f"{type(error).__name__}: {error}") from error
     for node in list(graph.nodes):
@@ -188,7 +213,7 @@ def has_weights(network: nn.Module, node: fx.Node) -> bool:
     return False
 
 
-def _values(network: nn.Module, graph: fx.Graph, image_size: int) -> dict[fx.Node, Any]:
+def _values(network: nn.Module, graph: fx.Graph, image_size: Size) -> dict[fx.Node, Any]:
     """Propagate shapes without computing; this also shows whether the size is possible."""
     tensors = (*network.parameters(), *network.buffers())
     # deepcopy takes what the memo holds, so no weight is copied.
@@ -196,10 +221,10 @@ def _values(network: nn.Module, graph: fx.Graph, image_size: int) -> dict[fx.Nod
     recorder = _Recorder(fx.GraphModule(copy.deepcopy(network.eval(), memo), graph))
     with torch.no_grad():
         try:
-            recorder.run(torch.empty(2, 3, image_size, image_size, device="meta"))
+            recorder.run(torch.empty(2, 3, *height_width(image_size), device="meta"))
         except Exception as error:
             raise ValueError(
-                f"The network can't take images of {image_size} x {image_size} pixels "
+                f"The network can't take images of {in_pixels(image_size)} "
                 f"({type(error).__name__}: {_first_line(error)}). Choose another image_size."
             ) from error
     return dict(zip(graph.nodes, recorder.values, strict=True))

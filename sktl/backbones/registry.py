@@ -14,6 +14,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torchvision.models import WeightsEnum
 
+from ..messages import shown
+from ..preprocessing import Size, height_width
 from .efficientnet_lite import efficientnet_lite0
 
 EMBEDDED = "efficientnet_lite0"
@@ -37,8 +39,8 @@ def check_name(name: str) -> None:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     raise ValueError(
-        f"Unknown backbone {name!r}.{hint} sktl.list_backbones() gives all {len(names)} names; "
-        "a torch.nn.Module or a callable that returns one is accepted, too."
+        f"Unknown backbone {shown(name)}.{hint} sktl.list_backbones() gives all {len(names)} "
+        "names; a torch.nn.Module or a callable that returns one is accepted, too."
     )
 
 
@@ -55,14 +57,14 @@ class Architecture:
     ----------
     source : str, torch.nn.Module or callable
         A name of :func:`list_backbones`, a module to copy, or what makes one.
-    image_size : int
+    image_size : int or (int, int)
         Height and width of the images in pixels; some networks are built for one size.
     transform_input : bool
         Whether an Inception network renormalises its input, as torchvision's weights need.
     """
 
     source: str | nn.Module | Callable[[], nn.Module]
-    image_size: int
+    image_size: Size
     transform_input: bool = False
     options: dict[str, Any] = field(init=False, repr=False, compare=False)
 
@@ -80,7 +82,7 @@ class Architecture:
         if name.startswith("vit_"):
             return {"image_size": self.image_size}
         if name.startswith("maxvit_"):
-            return {"input_size": (self.image_size, self.image_size)}
+            return {"input_size": height_width(self.image_size)}
         return {}
 
     def build(self, *, initialise: bool) -> nn.Module:
@@ -100,6 +102,11 @@ class Architecture:
         """
         if isinstance(self.source, nn.Module):
             return _copy_to_cpu(self.source)
+        if str(self.source).startswith("vit_") and not isinstance(self.image_size, int):
+            raise ValueError(
+                f"image_size={self.image_size}: {self.source} takes square images only. Pass one "
+                "number, or choose a convolutional network."
+            )
         if not isinstance(self.source, str):
             return _call(self.source)
         make = efficientnet_lite0 if self.source == EMBEDDED else _torchvision_builder(self.source)
@@ -132,8 +139,8 @@ def _call(factory: Callable[[], nn.Module]) -> nn.Module:
         inspect.signature(factory).bind()
     except TypeError as error:
         raise TypeError(
-            f"backbone={factory!r} must be callable without arguments ({error}); wrap it in a "
-            "function or functools.partial that needs none."
+            f"backbone={shown(factory)} must be callable without arguments ({error}); wrap it in "
+            "a function or functools.partial that needs none."
         ) from error
     except ValueError:  # some built-in callables have no signature
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,12 @@ def open_pictures(X: Any, estimator: Any = None) -> Images:
 def small_pictures(images: Images, indices: Sequence[int]) -> list[Picture]:
     """Read some images at the size of a thumbnail, as uint8 arrays of shape (h, w, 3)."""
     return [_small(np.asarray(images.batch([i], _SIDE)[0].permute(1, 2, 0))) for i in indices]
+
+
+def file_names(images: Images, indices: Sequence[int]) -> list[str]:
+    """Names of the files of some images, "" for one without; none where all are."""
+    names = [Path(images.path(i) or "").name for i in indices]
+    return names if any(names) else []
 
 
 def _small(pixels: Picture) -> Picture:

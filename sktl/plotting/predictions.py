@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..images import Images
 from .drawing import BLUE, VERMILION, Picture, Tile, check_matplotlib, draw_grid
-from .pictures import open_pictures, small_pictures
+from .pictures import file_names, open_pictures, small_pictures
 
 _CELL = 1.6  # inches
 
@@ -22,8 +22,8 @@ class ImagePredictionsDisplay:
 
     Make it with :meth:`from_estimator` or :meth:`from_predictions`. Mistakes come first, those
     with the highest probability before others; then what was right, with the lowest probability
-    first. Below a picture stand the predicted class and its probability, and below a mistake the
-    true class.
+    first. Below a picture stand the predicted class and its probability, below a mistake the true
+    class, and the name of the file, if it is one.
 
     Parameters
     ----------
@@ -32,6 +32,8 @@ class ImagePredictionsDisplay:
     probabilities : array-like of shape (n_pictures,)
         Of the predicted classes.
     title : str, default=""
+    file_names : list of str, default=()
+        Of all pictures; empty where they aren't of files.
 
     Attributes
     ----------
@@ -68,12 +70,14 @@ class ImagePredictionsDisplay:
         y_pred: Any,
         probabilities: Any,
         title: str = "",
+        file_names: Sequence[str] = (),
     ) -> None:
         self.pictures = pictures
         self.y_true = y_true
         self.y_pred = y_pred
         self.probabilities = probabilities
         self.title = title
+        self.file_names = file_names
 
     @classmethod
     def from_estimator(
@@ -173,6 +177,7 @@ class ImagePredictionsDisplay:
             y_pred=y_pred[shown],
             probabilities=highest[shown],
             title=_title(int(wrong.sum()), len(wrong)),
+            file_names=file_names(images, shown.tolist()),
         )
         display.indices_ = shown
         return display.plot(ax=ax)
@@ -192,7 +197,8 @@ class ImagePredictionsDisplay:
         ImagePredictionsDisplay
         """
         check_matplotlib(f"{type(self).__name__}.plot")
-        parts = zip(self.pictures, self.y_true, self.y_pred, self.probabilities, strict=True)
+        names = self.file_names or [""] * len(self.pictures)
+        parts = zip(self.pictures, self.y_true, self.y_pred, self.probabilities, names, strict=True)
         tiles = [_tile(*part) for part in parts]
         self.ax_, self.images_ = draw_grid(ax, tiles, n_columns, _CELL)
         self.figure_ = self.ax_.figure
@@ -205,10 +211,10 @@ def _title(n_wrong: int, n: int) -> str:
     return f"{mistakes} in {n} pictures"
 
 
-def _tile(picture: Picture, true: Any, predicted: Any, probability: float) -> Tile:
+def _tile(picture: Picture, true: Any, predicted: Any, probability: float, name: str) -> Tile:
     right = true == predicted
     mark, colour = ("✓", BLUE) if right else ("✗", VERMILION)
     lines = [(f"{mark} {predicted}", f" {probability:.2f}")]
     if not right:
         lines.append((f"is {true}", ""))
-    return Tile(picture, lines, colour)
+    return Tile(picture, lines, colour, name)
