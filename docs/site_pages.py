@@ -66,8 +66,8 @@ MODULES = {
         "hardware threads fusion inference claims cache prefix"
     ),
     "Suffix and head: From features to logits.": (
-        "parallel heads logistic solutions optimization batches depthwise net training model "
-        "progress alignment adaptation fitting explanation"
+        "parallel heads logistic solutions optimization batches depthwise net progress training "
+        "model alignment adaptation fitting explanation"
     ),
     "Files: What a fitted estimator is on the disk.": (
         "persistence sealed expectations layouts saving export"
@@ -83,7 +83,8 @@ MODULES = {
 # What the estimators' parameters serve; a test tells which are missing here.
 PARAMETERS = {
     "Data: What the images are, and how they are varied and weighted.": (
-        "image_size image_shape pixel_range on_error augment n_views mixup cutmix class_weight"
+        "image_size image_shape pixel_range bands on_error augment n_views mixup cutmix "
+        "class_weight"
     ),
     "Network: Where the features come from.": "backbone weights freeze stage pooling dtype",
     "Head: What is put on the network, and what it minimizes.": (

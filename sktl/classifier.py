@@ -51,6 +51,7 @@ from .progress import (
     CallbackSupportMixin,
     EpochObserver,
     lines_wanted,
+    naming_fit,
     progress_bar,
     with_callbacks,
 )
@@ -217,10 +218,12 @@ class PretrainedImageClassifier(
     random_state : int, RandomState instance or None, default=None
         Seed of the head's initial weights, the order of the batches, dropout, augmentation, the
         split for `early_stopping`, and of random backbone weights. Views that are kept (see
-        `n_views`) depend on the image alone, so that fits share them.
+        `n_views`) depend on the image alone, so that fits share them. The guide on training tells
+        what another number of threads changes.
     verbose : int, default=0
-        1 shows progress bars on a terminal or in a notebook, and elsewhere prints a line an epoch;
-        2 does both.
+        1 shows progress bars on a terminal or in a notebook. Elsewhere, as in a log file, it prints
+        a line every 30 seconds of the pass over the images, and a line an epoch. 2 does both. In
+        scikit-learn's searches, from its version 1.9 on, both say which fit of how many it is.
 
     Attributes
     ----------
@@ -478,7 +481,7 @@ class PretrainedImageClassifier(
     ) -> None:
         context = self._init_callback_context(max_subtasks=None)
         data = {"X": X, "y": y, "metadata": {"sample_weight": sample_weight}}
-        with self._all_or_nothing():
+        with self._all_or_nothing(), naming_fit(context):
             self._validate_params()
             self._check_training_params()
             if context is not None:
@@ -578,8 +581,11 @@ class PretrainedImageClassifier(
                 # A copy, since a model computes on with the weights of its first prediction.
                 return self._fitted_attributes(replace(model), classes)
 
-            n_epochs = model.net.max_epochs
-            with progress_bar("training", n_epochs, "epoch", self.verbose) as advance:
+            net = model.net
+            what = ("solving the head", 1, "solution")
+            if not net.full_batch:
+                what = ("training", net.max_epochs, "epoch")
+            with progress_bar(*what, self.verbose, lines=False) as advance:
                 yield EpochObserver(self, context, data, fitted, advance)
 
         fit = fit_model(
@@ -822,6 +828,7 @@ class PretrainedImageClassifier(
         y_source: Any = None,
         *,
         method: str = "pseudo_labels",
+        check: bool = True,
     ) -> Self:
         """Make a classifier for images of another source, of which none is labelled.
 
@@ -856,12 +863,18 @@ class PretrainedImageClassifier(
               until the head is surer of the images [5]_.
 
             The last two change the network, which then runs anew on all images.
+        check : bool, default=True
+            Whether to leave the classifier as it is, with a warning, where the images look like
+            those of the fit: heads are as sure of them as of images of the fit that are new to
+            the heads. Twice as many as those of the fit are used nevertheless, if adapted heads
+            recognise no fewer of the latter. "label_shift" is always done.
 
         Returns
         -------
         PretrainedImageClassifier
             A fitted copy for the target's images; this estimator stays as it is. Its
-            ``adaptation_`` has the fields `method`, `n_images`, `proportions` (mean probability
+            ``adaptation_`` has the fields `method`, `adapted` (False where `check` has found no
+            reason to), `n_images`, `proportions` (mean probability
             of each class among the images), `source_accuracy` (on images of the source that a
             head hasn't seen) and `expected_accuracy` (on the images, judged by the confidence
             that is lost on them [6]_); both are None where a class has one image only.
@@ -875,6 +888,8 @@ class PretrainedImageClassifier(
         -----
         DomainShiftWarning
             If the accuracy to be expected is less than three quarters of that on the source.
+        NoDomainShiftWarning
+            If `check` has found no reason to adapt.
 
         References
         ----------
@@ -911,7 +926,7 @@ class PretrainedImageClassifier(
         def run(X: Any) -> tuple[Adaptation, int]:
             images = self._open(X, reset=False)
             job = Job(self._model, images, source, source_images, settings, *kept)
-            return adapt_model(job, method), len(images)
+            return adapt_model(job, method, check), len(images)
 
         (done, n_images), _ = self._skip_unreadable(run, X)
         adapted = object.__new__(type(self))
@@ -922,6 +937,7 @@ class PretrainedImageClassifier(
         adapted._sample = self._sample if done.model.depth == self._model.depth else None
         adapted.adaptation_ = Bunch(
             method=method,
+            adapted=done.adapted,
             n_images=n_images,
             proportions=done.proportions,
             source_accuracy=done.source_accuracy,
@@ -1200,7 +1216,7 @@ class PretrainedImageClassifier(
             state.setdefault("skipped_", np.arange(0))  # older files lack it
             state["history_"] = read_rows(state["history_"])
         if "adaptation_" in state:
-            state["adaptation_"] = Bunch(**state["adaptation_"])
+            state["adaptation_"] = Bunch(**{"adapted": True} | state["adaptation_"])
         return state
 
 

@@ -25,6 +25,7 @@ from .images import Images
 from .layouts import FEATURES
 from .persistence import Packer, restore_backbone, restore_frozen, store_backbone
 from .prefix import FrozenPrefix, freeze_stage
+from .progress import progress_bar
 from .saving import savable
 from .summary import Summary, name_of
 
@@ -62,6 +63,8 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
         What to do with files that can't be read. "raise" is an error that names them all, "skip" a
         warning, and NaN as their features.
     verbose : int, default=0
+        1 shows a progress bar on a terminal or in a notebook, and elsewhere prints a line every 30
+        seconds and at the end.
 
     Attributes
     ----------
@@ -213,9 +216,10 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
 
     def _blocks(self, images: Images, n: int) -> Iterator[tuple[range, Tensor]]:
         cache, n_jobs = self._cache(), self._n_jobs()
-        for start in range(0, n, _BLOCK):
-            block = range(start, min(start + _BLOCK, n))
-            yield block, self._prefix.compute(images, cache, n_jobs, block)
+        with progress_bar("features", n, "image", self.verbose) as tell:
+            for start in range(0, n, _BLOCK):
+                block = range(start, min(start + _BLOCK, n))
+                yield block, self._prefix.compute(images, cache, n_jobs, block, tell=tell)
 
     def _features(self, images: Images) -> Floats:
         for block, rows in self._blocks(images, len(images)):

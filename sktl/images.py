@@ -799,9 +799,13 @@ class Images(ABC):
             If one can't be read, and this isn't within :meth:`noting`.
         """
 
+    def path(self, i: int) -> str | None:
+        """Path of the file that image i was read from, if it was given by one."""
+        return None
+
     def name(self, i: int) -> str:
         """Say which image i is."""
-        return f"X[{i}]"
+        return self.path(i) or f"X[{i}]"
 
     @property
     def noted(self) -> Mapping[int, str]:
@@ -1003,9 +1007,9 @@ class _FileImages(_Listing):
     def __len__(self) -> int:
         return len(self._files)
 
-    def name(self, i: int) -> str:
+    def path(self, i: int) -> str | None:
         file = self._files[i]
-        return file if isinstance(file, str) else super().name(i)
+        return file if isinstance(file, str) else None
 
     def digest(self, i: int) -> bytes:
         file = self._files[i]

@@ -214,7 +214,8 @@ def _adaptation(value: Any, where: str) -> Bunch:
             "proportions": list_of(number(0)),
             "source_accuracy": share,
             "expected_accuracy": share,
-        }
+        },
+        {"adapted": flag},
     )(value, where)
     return Bunch(**found | {"proportions": np.array(found["proportions"], dtype=np.float64)})
 
