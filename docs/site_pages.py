@@ -50,6 +50,7 @@ EXAMPLES = [
 NOT_EXAMPLES = {"contact_sheet.py", "pictures.py"}  # others draw with these
 # sktl's modules in the order in which data flows, in groups.
 MODULES = {
+    "Other packages: Their private names.": "compat",
     "Images: From what X is to uint8 pixels.": "decoding images datasets",
     "Preprocessing: From pixels to what a network was trained on.": (
         "preprocessing resizing augmentation"
@@ -58,7 +59,9 @@ MODULES = {
         "backbones.efficientnet_lite backbones.registry backbones.weights backbones.graph "
         "backbones.stages backbones.split backbones"
     ),
-    "Frozen prefix and cache: Each image once.": "hardware fusion inference claims cache prefix",
+    "Frozen prefix and cache: Each image once.": (
+        "hardware onednn fusion inference claims cache prefix"
+    ),
     "Suffix and head: From features to logits.": (
         "parallel heads logistic optimization batches depthwise net training model progress "
         "alignment adaptation fitting explanation"
@@ -66,7 +69,7 @@ MODULES = {
     "Files: What a fitted estimator is on the disk.": (
         "persistence sealed expectations layouts saving export"
     ),
-    "Estimators: Scikit-learn's face.": "summary base features labels classifier",
+    "Estimators: Scikit-learn's face.": "constraints summary base features labels classifier",
     "Plots: Scikit-learn's displays, of what fitted estimators know.": (
         "plotting.drawing plotting.pictures plotting.training_curve plotting.freeze_search "
         "plotting.predictions plotting.explanations plotting.feature_map plotting"

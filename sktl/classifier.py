@@ -17,15 +17,15 @@ from scipy.special import log_softmax, softmax
 from sklearn.base import ClassifierMixin, TransformerMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils import Bunch, Tags
-from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import _num_samples, check_consistent_length, check_is_fitted
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from skorch.callbacks import Callback
 
 from .adaptation import METHODS, Adaptation, Job, adapt_model
 from .alignment import LabelledFeatures, Settings
 from .augmentation import AUGMENTATIONS
 from .backbones import Backbone
-from .base import ImageEstimator, rows_at
+from .base import ImageEstimator, n_rows, rows_at
+from .constraints import Interval, StrOptions
 from .explanation import METHODS as EXPLANATIONS
 from .explanation import explain_images
 from .export import TorchClassifier, to_onnx, to_torch
@@ -458,7 +458,7 @@ class PretrainedImageClassifier(
                 attempt, X, y, sample_weight, keep_classes="partial" not in how
             )
             if len(self.skipped_) and hasattr(self, "validation_indices_"):
-                left = np.delete(np.arange(_num_samples(X)), self.skipped_)
+                left = np.delete(np.arange(n_rows(X)), self.skipped_)
                 self.validation_indices_ = left[self.validation_indices_]
             if context is not None and not interrupted:
                 context.call_on_fit_task_end(estimator=self, reconstruction_attributes=dict, **data)

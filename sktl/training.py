@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
-from skorch.callbacks import EarlyStopping
 
 from .batches import FeatureRows
+from .compat import is_early_stopping
 from .hardware import suited_threads
 from .net import Snapshot, SuffixNet
 from .parallel import processes
@@ -122,8 +122,8 @@ def _run_epochs(
         stop = False
         try:
             net.fit_loop(rows, None, epochs=1)
-        except KeyboardInterrupt:
-            stop = _stopped_early(net)
+        except KeyboardInterrupt as error:
+            stop = is_early_stopping(error)
             if not stop:
                 if whole is None:
                     raise
@@ -183,12 +183,6 @@ def _products_in_a_step(net: SuffixNet, rows: FeatureRows) -> int:
     # A step on all rows also multiplies matrices that are far from flat.
     n = 10 * len(rows) if net.full_batch else min(net.batch_size, len(rows))
     return n * sum(int(p.numel()) for p in net.module_.head.parameters())
-
-
-def _stopped_early(net: SuffixNet) -> bool:
-    """Whether skorch's EarlyStopping, which raises a KeyboardInterrupt, has lost patience."""
-    stoppers = (c for _, c in net.callbacks_ if isinstance(c, EarlyStopping))
-    return any(stopper.misses_ >= stopper.patience for stopper in stoppers)
 
 
 def _cuda_devices(device: str) -> list[torch.device]:
