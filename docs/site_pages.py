@@ -53,14 +53,14 @@ MODULES = {
     "Other packages: Their private names.": "compat",
     "Images: From what X is to uint8 pixels.": "decoding images datasets",
     "Preprocessing: From pixels to what a network was trained on.": (
-        "preprocessing resizing augmentation"
+        "preprocessing resizing randomness augmentation"
     ),
     "Backbones: Networks, their weights, and where they can be cut.": (
         "backbones.efficientnet_lite backbones.registry backbones.weights backbones.graph "
         "backbones.stages backbones.split backbones"
     ),
     "Frozen prefix and cache: Each image once.": (
-        "hardware onednn fusion inference claims cache prefix"
+        "hardware threads onednn fusion inference claims cache prefix"
     ),
     "Suffix and head: From features to logits.": (
         "parallel heads logistic optimization batches depthwise net training model progress "

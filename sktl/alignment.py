@@ -17,8 +17,8 @@ from scipy.optimize import nnls
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
-from .hardware import suited_threads
 from .logistic import solve
+from .threads import suited_threads
 
 # Chosen by benchmarks/transfer.
 _WEIGHT_DECAY = 2e-2  # for standardised features, whatever suits those of the network

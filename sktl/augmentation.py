@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from .randomness import seeded
+
 Augment = str | Callable[[Tensor], Tensor] | None
 AUGMENTATIONS = ("light", "trivialaugment", "randaugment")
-
-_one_at_a_time = threading.Lock()  # torch's random numbers are one sequence for all threads
 
 
 class LightAugmentation(nn.Module):
@@ -151,7 +150,6 @@ class View:
             return images
         made = []
         for image, digest in zip(images, digests, strict=True):
-            with _one_at_a_time, torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little"))
+            with seeded(int.from_bytes(digest[:8], "little")):
                 made.append(transform(image[None]))
         return torch.cat(made)

@@ -6,14 +6,12 @@ import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from .compat import has_bfloat16_units
 
-_WORTH_SHARING = 2**25  # multiplications: some milliseconds of one core
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -113,24 +111,6 @@ def restore_precision(asked: str, used: str, device: torch.device) -> str:
         stacklevel=2,
     )
     return "float32"
-
-
-@contextlib.contextmanager
-def suited_threads(n_products: int) -> Iterator[None]:
-    """Compute in one thread where the work is too small to be shared.
-
-    Parameters
-    ----------
-    n_products : int
-        Multiplications in one step of the work.
-    """
-    before = torch.get_num_threads()
-    if n_products < _WORTH_SHARING:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def physical_memory() -> int:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from .randomness import seeded
 
 Head = str | tuple[int, ...] | Callable[[int, int], nn.Module]
 
@@ -65,9 +68,11 @@ class HeadShape:
 
     def make(self, seed: int) -> nn.Module:
         """Build it, with weights that depend on the seed alone."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            return make_head(self.head, self.in_features, self.n_classes, self.dropout)
+        if callable(self.head):
+            with seeded(seed):
+                return _made_by(self.head, self.in_features, self.n_classes)
+        generator = torch.Generator().manual_seed(seed)
+        return make_head(self.head, self.in_features, self.n_classes, self.dropout, generator)
 
 
 def choose_head(head: Head, features: Tensor) -> Head:
@@ -82,42 +87,53 @@ def linear_inputs(head: Head, features: Tensor) -> Tensor:
     return SquareRoot()(features) if head == "root" else features
 
 
-def make_head(head: Head, in_features: int, n_classes: int, dropout: float) -> nn.Module:
+def make_head(
+    head: str | tuple[int, ...],
+    in_features: int,
+    n_classes: int,
+    dropout: float,
+    generator: torch.Generator | None = None,
+) -> nn.Module:
     """Build a head.
 
     Parameters
     ----------
-    head : "linear", "root", tuple of int or callable
-        One linear layer on features or their square roots, hidden widths with ReLU between the
-        layers, or what makes a module of ``(in_features, n_classes)``.
+    head : "linear", "root" or tuple of int
+        One linear layer on features or their square roots, or hidden widths with ReLU between the
+        layers.
     in_features, n_classes : int
     dropout : float
         Share of its inputs that each linear layer loses in training.
+    generator : torch.Generator or None, default=None
+        Draws the weights to begin with; None is torch's global one.
 
     Returns
     -------
     torch.nn.Module
         From features to logits.
-
-    Raises
-    ------
-    TypeError
-        If a callable returns something else.
-    ValueError
-        If its module doesn't map features to logits.
     """
-    if callable(head):
-        return _made_by(head, in_features, n_classes)
     widths = (in_features, *(() if head in ONE_LAYER else head), n_classes)
     layers: list[nn.Module] = [SquareRoot()] if head == "root" else []
     for i, (width, following) in enumerate(zip(widths, widths[1:], strict=False)):
         layers += [nn.ReLU()] if i else []
         layers += [nn.Dropout(dropout)] if dropout else []
-        layers.append(nn.Linear(width, following))
+        layers.append(_linear(width, following, generator))
     return nn.Sequential(*layers)
 
 
+def _linear(in_features: int, out_features: int, generator: torch.Generator | None) -> nn.Linear:
+    """Make a layer with the weights that torch gives one, drawn from a generator."""
+    layer: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+        nn.Linear, in_features, out_features
+    )
+    bound = 1 / math.sqrt(in_features)
+    for part in (layer.weight, layer.bias):
+        nn.init.uniform_(part, -bound, bound, generator)
+    return layer
+
+
 def _made_by(head: Callable[[int, int], nn.Module], in_features: int, n_classes: int) -> nn.Module:
+    """Have a callable build a head, and see that it maps features to logits."""
     made = head(in_features, n_classes)
     if not isinstance(made, nn.Module):
         raise TypeError(

@@ -6,12 +6,14 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 
 import torch
 from torch import Tensor, nn
 
 from .fusion import fuse
 from .hardware import PRECISIONS
+from .threads import one_thread, stay_alone
 
 # On a CPU each thread runs batches of its own: large enough to make kernels worth their call,
 # small enough for activations to stay near the core.
@@ -146,26 +148,19 @@ def ahead(
 
     Each thread computes alone: torch starts no others below it. Nor does it in the caller's
     thread until all is done: OpenMP's threads wait for more work by spinning, on cores that are
-    wanted here.
+    wanted here. The process's other threads keep theirs.
     """
-    n_before = torch.get_num_threads()
     waiting: deque[tuple[Sequence[int], Future[Tensor]]] = deque()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(
-            n_threads, initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool:
-            try:
-                for batch in batches:
-                    waiting.append((batch, pool.submit(work, batch)))
-                    if len(waiting) > n_threads + 1:
-                        done, future = waiting.popleft()
-                        yield done, future.result()
-                while waiting:
+    with one_thread(), ThreadPoolExecutor(n_threads, initializer=stay_alone) as pool:
+        try:
+            for batch in batches:
+                waiting.append((batch, pool.submit(copy_context().run, work, batch)))
+                if len(waiting) > n_threads + 1:
                     done, future = waiting.popleft()
                     yield done, future.result()
-            finally:
-                for _, future in waiting:
-                    future.cancel()
-    finally:
-        torch.set_num_threads(n_before)  # what threads that start later begin with
+            while waiting:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()

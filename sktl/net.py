@@ -286,6 +286,11 @@ class SuffixNet(skorch.NeuralNetClassifier):
             self.history.record("unfrozen_stages", self._n_unfrozen)
 
     @property
+    def draws_nothing(self) -> bool:
+        """Whether training is without random numbers of torch's global generator."""
+        return not self.callbacks and (self._is_solved() or self._is_plain())
+
+    @property
     def takes_features_as_they_are(self) -> bool:
         """Whether training brings them to the head's number format by itself."""
         return self._is_solved() if self.full_batch else self._is_plain()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import fields
 from enum import Enum
 from types import FunctionType
@@ -33,6 +34,7 @@ from .model import Model, assemble_net
 from .optimization import TrainingPlan
 from .prefix import named_tensors
 from .preprocessing import Recipe
+from .randomness import seeded
 
 FORMAT = 2
 _LOCAL = ("<lambda>", "<locals>")
@@ -240,8 +242,8 @@ def restore_backbone(stored: Stored, seed: int) -> Backbone:
     """
     check_format(stored["format"])
     settings = stored["architecture"] | {"source": unpack(stored["architecture"]["source"])}
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    draws = not isinstance(settings["source"], str)
+    with seeded(seed) if draws else nullcontext():
         return rebuild_backbone(
             Architecture(**settings), Recipe(**stored["recipe"]), stored["identity"]
         )

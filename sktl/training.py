@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,9 +15,10 @@ from sklearn.utils import check_random_state
 
 from .batches import FeatureRows
 from .compat import is_early_stopping
-from .hardware import suited_threads
 from .net import Snapshot, SuffixNet
 from .parallel import processes
+from .randomness import seeded
+from .threads import suited_threads
 
 _SEEDS_APART = 2**32  # between processes that train together, of which each draws for its rows
 
@@ -84,16 +86,20 @@ def train(
     rows = _as_the_net_needs(net, rows)
     if valid_rows is not None:
         valid_rows = _as_the_net_needs(net, valid_rows)
-    with torch.random.fork_rng(devices=_cuda_devices(net.device)):
-        seed = torch.manual_seed if "cuda" in net.device else torch.default_generator.manual_seed
-        seed(net.seed + len(net.history) + _SEEDS_APART * processes().rank)
-        with suited_threads(_products_in_a_step(net, rows)):
-            net.begin(len(rows), valid_rows)
-            net.notify("on_train_begin", X=rows, y=None)
-            outcome = _run_epochs(net, rows, observer, keep_epochs)
-            net.notify("on_train_end", X=rows, y=None)
+    with _random_numbers(net), suited_threads(_products_in_a_step(net, rows)):
+        net.begin(len(rows), valid_rows)
+        net.notify("on_train_begin", X=rows, y=None)
+        outcome = _run_epochs(net, rows, observer, keep_epochs)
+        net.notify("on_train_end", X=rows, y=None)
     _warn_unless_converged(net)
     return outcome
+
+
+def _random_numbers(net: SuffixNet) -> AbstractContextManager[None]:
+    """Seed them; fits that draw none need not take turns at them."""
+    if net.draws_nothing:
+        return nullcontext()
+    return seeded(net.seed + len(net.history) + _SEEDS_APART * processes().rank, net.device)
 
 
 def _as_the_net_needs(net: SuffixNet, rows: FeatureRows) -> FeatureRows:
@@ -183,10 +189,6 @@ def _products_in_a_step(net: SuffixNet, rows: FeatureRows) -> int:
     # A step on all rows also multiplies matrices that are far from flat.
     n = 10 * len(rows) if net.full_batch else min(net.batch_size, len(rows))
     return n * sum(int(p.numel()) for p in net.module_.head.parameters())
-
-
-def _cuda_devices(device: str) -> list[torch.device]:
-    return [torch.device(device)] if device.startswith("cuda") else []
 
 
 def _warn_unless_converged(net: SuffixNet) -> None:

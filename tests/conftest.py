@@ -1,6 +1,8 @@
 """Pictures and settings that several test modules share."""
 
 import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -84,3 +86,19 @@ def stamps():
     if not STAMPS.is_dir():
         pytest.skip("the folder of stamps is not here")
     return STAMPS
+
+
+@pytest.fixture
+def run_python(tmp_path):
+    """Function that runs code in a Python of its own, and gives what it prints."""
+
+    def run(code, **environment):
+        file = tmp_path / "code.py"
+        file.write_text(code)
+        done = subprocess.run(
+            [sys.executable, file], env=os.environ | environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run

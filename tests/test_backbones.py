@@ -1,5 +1,8 @@
 """Every network by name: its stages, where it can be cut, and the round trip."""
 
+import threading
+import time
+
 import joblib
 import numpy as np
 import pytest
@@ -292,6 +295,32 @@ def test_a_layer_used_twice_is_never_both_frozen_and_trained():
         trained = dict(splitter.suffix(depth, "auto").named_modules())
         used_by_both = {n.split("body.")[-1] for n in trained} & {n[2:] for n in frozen}
         assert "block" not in used_by_both
+
+
+def test_threads_that_load_networks_do_not_wait_for_each_other():
+    later = load_backbone(EMBEDDED, image_size=40, recall=lambda identity: STAGES[EMBEDDED])
+    assert not later.is_loaded
+    begun = threading.Event()
+
+    def load():
+        begun.set()
+        assert later.splitter.stages
+
+    def recall(identity):
+        """Another network is loaded meanwhile, of which nobody else must hold anything."""
+        loading.start()
+        assert begun.wait(60)
+        time.sleep(0.1)  # it comes as far as it can
+
+    def load_another():
+        load_backbone(EMBEDDED, image_size=48, recall=recall)
+
+    loading, another = (threading.Thread(target=f, daemon=True) for f in (load, load_another))
+    another.start()
+    for thread in (another, loading):
+        thread.join(120)
+        assert not thread.is_alive()
+    assert later.is_loaded
 
 
 def test_image_size_that_a_network_cannot_take_is_an_error_that_says_so():

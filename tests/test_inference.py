@@ -1,7 +1,5 @@
 """Running fixed networks: batches, threads, precision."""
 
-import threading
-
 import pytest
 import torch
 from torch import nn
@@ -55,28 +53,6 @@ def test_map_runs_every_input_once_and_in_order(n, n_jobs):
         sizes.append(len(batch))
     assert seen == indices
     assert not sizes or max(sizes) <= max(frozen.batch_size, 1)
-
-
-def test_every_thread_computes_alone_and_the_rest_keep_their_threads():
-    torch.set_num_threads(2)
-    frozen = FrozenModule(nn.Flatten(), "float32", CPU)
-    inside = set()
-
-    def load(batch):
-        inside.add(torch.get_num_threads())
-        return torch.zeros(len(batch), 1)
-
-    beside = {torch.get_num_threads() for _ in frozen.map(load, range(64))}
-    assert inside == beside == {1}
-    assert torch.get_num_threads() == 2
-    for _ in frozen.map(load, range(64)):
-        break
-    assert torch.get_num_threads() == 2
-    later = []
-    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
-    thread.start()
-    thread.join()
-    assert later == [2]
 
 
 def test_an_error_while_loading_comes_through():

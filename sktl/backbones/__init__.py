@@ -5,17 +5,16 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from numbers import Integral
 from typing import Any, TypeAlias
 
-import torch
 import xxhash
 from torch import nn
 
 from ..preprocessing import Normalize, Recipe
+from ..randomness import seeded
 from .efficientnet_lite import pad_same
 from .registry import EMBEDDED, Architecture, check_name, default_weights, list_backbones
 from .split import CutNetwork, OpaqueNetwork, Pool, Pooling, Splitter, make_splitter, spatial_axes
@@ -76,17 +75,21 @@ class Backbone:
     load: Callable[[], Splitter]
     identity: bytes | None = None
     known_stages: tuple[str, ...] | None = None
+    _splitter: Splitter | None = field(default=None, repr=False)
 
-    @cached_property
+    @property
     def splitter(self) -> Splitter:
         """The network, loaded when it is first asked for."""
-        with _lock:
-            return self.load()
+        if self._splitter is None:
+            with _lock:
+                if self._splitter is None:
+                    self._splitter = self.load()
+        return self._splitter
 
     @property
     def is_loaded(self) -> bool:
         """Whether the network is in memory."""
-        return "splitter" in vars(self)
+        return self._splitter is not None
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -341,11 +344,7 @@ def _load_now(
     """Load what only the network itself can tell apart: modules, callables, random weights."""
     pretrained = source.read is not None
     architecture = Architecture(backbone, source.recipe.crop, transform_input=pretrained)
-    with torch.random.fork_rng(devices=[]):
-        if seed is None:
-            torch.default_generator.seed()
-        else:
-            torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         network = architecture.build(initialise=not pretrained)
     recipe = source.recipe
     if not isinstance(backbone, str) and (own := recipe_of_module(network)) is not None:
@@ -360,9 +359,7 @@ def _load_now(
 def _loaded_backbone(
     architecture: Architecture, recipe: Recipe, splitter: Splitter, identity: bytes | None = None
 ) -> Backbone:
-    backbone = Backbone(architecture, recipe, lambda: splitter, identity)
-    vars(backbone)["splitter"] = splitter
-    return backbone
+    return Backbone(architecture, recipe, lambda: splitter, identity, _splitter=splitter)
 
 
 def _prepare(network: nn.Module, image_size: int) -> Splitter:

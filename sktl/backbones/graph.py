@@ -11,6 +11,7 @@ import copy
 import inspect
 import math
 import operator
+import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,8 +23,8 @@ from torch import fx, nn
 
 # Their forward asks for `self.training`, which tracing would freeze into the graph.
 _LEAVES = (torchvision.ops.StochasticDepth, torchvision.ops.DropBlock2d)
-
 _PATH = "sktl_path"
+_one_at_a_time = threading.RLock()
 
 
 class NotTraceableError(Exception):
@@ -36,6 +37,10 @@ class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__(autowrap_modules=(math, torchvision.ops))  # type: ignore[arg-type]
         self._inside = [""]
+        self._thread = threading.get_ident()
+
+    # While it traces, torch.fx stands between all modules and their calls, those of other threads
+    # included: a network that computes there must not notice.
 
     def call_module(
         self,
@@ -44,6 +49,8 @@ class _Tracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
         self._inside.append(self.path_of_module(m))
         try:
             return super().call_module(m, forward, args, kwargs)
@@ -56,6 +63,11 @@ class _Tracer(fx.Tracer):
         # An annotation, which nothing needs, and which torch before 2.13 can't pickle as a string.
         node.type = None
         return node
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, _LEAVES) or super().is_leaf_module(m, module_qualified_name)
@@ -128,7 +140,8 @@ def trace(network: nn.Module, image_size: int) -> NetworkGraph:
 
 def _trace_mode(network: nn.Module, training: bool) -> fx.Graph:
     try:
-        graph = _Tracer().trace(network, _defaults(network.forward))
+        with _one_at_a_time:  # two would put each other's changes back
+            graph = _Tracer().trace(network, _defaults(network.forward))
     except Exception as error:  # torch.fx raises whatever the forward method raises on a proxy
         raise NotTraceableError(f"{type(error).__name__}: {error}") from error
     if any(not node.users and writes_in_place(network, node) for node in graph.nodes):
