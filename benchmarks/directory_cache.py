@@ -16,7 +16,7 @@ from sktl import PretrainedImageClassifier
 X, y = pictures({images})
 weights = weights_file("resnet18")
 clf = PretrainedImageClassifier("resnet18", weights=weights, cache={cache!r})
-clf.set_params(lr=1e-3, max_epochs=10)
+clf.set_params(optimizer="adamw", max_epochs=10)
 start = time.perf_counter()
 clf.fit(X, y)
 print(time.perf_counter() - start)

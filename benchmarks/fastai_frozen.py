@@ -57,7 +57,9 @@ def main() -> None:
         def sktl_fit() -> None:
             forget()
             weights = weights_file("resnet18")
-            clf = PretrainedImageClassifier("resnet18", weights=weights, lr=1e-3, max_epochs=EPOCHS)
+            clf = PretrainedImageClassifier(
+                "resnet18", weights=weights, optimizer="adamw", max_epochs=EPOCHS
+            )
             clf.fit(paths, y)
 
         def fastai_fit() -> float:

@@ -71,7 +71,7 @@ def main() -> None:
     medians = take_turns(
         {
             "one bare pass": lambda: bare_pass(network, images),
-            "sktl, AdamW, 10 epochs": lambda: sktl_fit(lr=1e-3, max_epochs=EPOCHS),
+            "sktl, AdamW, 10 epochs": lambda: sktl_fit(optimizer="adamw", max_epochs=EPOCHS),
             "sktl, the default, to the optimum": sktl_fit,
             f"skorch, {EPOCHS} epochs ({args.skorch_epochs} timed)": skorch_fit,
         },

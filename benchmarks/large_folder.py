@@ -41,7 +41,7 @@ FrozenPrefix.compute = counting
 paths = sorted(map(str, Path({files!r}).glob("*.jpg")))[:{n}]
 y = [int(Path(path).stem) % 10 for path in paths]
 start = time.perf_counter()
-clf = PretrainedImageClassifier(cache={cache!r}, lr=1e-3, max_epochs=1).fit(paths, y)
+clf = PretrainedImageClassifier(cache={cache!r}, optimizer="adamw", max_epochs=1).fit(paths, y)
 seconds = time.perf_counter() - start
 status = Path("/proc/self/status").read_text()
 print(seconds, int(status.partition("VmHWM:")[2].split()[0]) // 1024, sum(made))

@@ -19,7 +19,7 @@ from sktl import PretrainedImageClassifier
 paths = sorted(map(str, Path({files!r}).glob("*.jpg")))[:{images}]
 y = [i % 10 for i in range(len(paths))]
 clf = PretrainedImageClassifier("resnet18", weights=weights_file("resnet18"), image_size=64)
-clf.set_params(lr=1e-3, max_epochs=10).fit(paths, y)
+clf.set_params(optimizer="adamw", max_epochs=10).fit(paths, y)
 status = Path("/proc/self/status").read_text()
 print(int(status.partition("VmHWM:")[2].split()[0]) // 1024)
 """

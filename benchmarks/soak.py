@@ -26,7 +26,7 @@ def settings(directory: str) -> Iterator[dict[str, Any]]:
     """Parameters of the fits, in turns; those with an lr of 1e30 diverge and raise."""
     kinds: list[dict[str, Any]] = [
         {},
-        {"lr": 1e-3},
+        {"optimizer": "adamw"},
         {"freeze": -1},
         {"cache": directory},
         {"freeze": -1, "lr": 1e-3, "cache": directory},

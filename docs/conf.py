@@ -79,6 +79,7 @@ sphinx_gallery_conf = {
     "doc_module": ("sktl",),
     "download_all_examples": False,
     "show_memory": False,
+    "write_computation_times": False,
     "show_signature": False,
     "min_reported_time": 0,
     "plot_gallery": True,

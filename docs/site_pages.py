@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import re
 from os.path import normpath, relpath
 from pathlib import Path, PurePosixPath
+
+from sktl import PretrainedImageClassifier, PretrainedImageFeatures
 
 ROOT = Path(__file__).parents[1]
 BACKBONES = ROOT / "benchmarks" / "backbones.csv"
@@ -25,6 +28,7 @@ GUIDE = [
     "fine-tuning",
     "training",
     "transfer",
+    "parameters",
     "speed",
     "plots",
     "saving",
@@ -51,7 +55,7 @@ NOT_EXAMPLES = {"contact_sheet.py", "pictures.py"}  # others draw with these
 # sktl's modules in the order in which data flows, in groups.
 MODULES = {
     "Other packages: Their private names.": "compat",
-    "Images: From what X is to uint8 pixels.": "decoding images datasets",
+    "Images: From what X is to uint8 pixels.": "messages decoding images datasets",
     "Preprocessing: From pixels to what a network was trained on.": (
         "preprocessing resizing randomness augmentation"
     ),
@@ -63,8 +67,8 @@ MODULES = {
         "hardware threads onednn fusion inference claims cache prefix"
     ),
     "Suffix and head: From features to logits.": (
-        "parallel heads logistic optimization batches depthwise net training model progress "
-        "alignment adaptation fitting explanation"
+        "parallel heads logistic solutions optimization batches depthwise net training model "
+        "progress alignment adaptation fitting explanation"
     ),
     "Files: What a fitted estimator is on the disk.": (
         "persistence sealed expectations layouts saving export"
@@ -72,7 +76,29 @@ MODULES = {
     "Estimators: Scikit-learn's face.": "constraints summary base features labels classifier",
     "Plots: Scikit-learn's displays, of what fitted estimators know.": (
         "plotting.drawing plotting.pictures plotting.training_curve plotting.freeze_search "
-        "plotting.predictions plotting.explanations plotting.feature_map plotting"
+        "plotting.predictions plotting.confusion plotting.explanations plotting.feature_map "
+        "plotting"
+    ),
+}
+
+# What the estimators' parameters serve; a test tells which are missing here.
+PARAMETERS = {
+    "Data: What the images are, and how they are varied and weighted.": (
+        "image_size image_shape pixel_range on_error augment n_views mixup cutmix class_weight"
+    ),
+    "Network: Where the features come from.": "backbone weights freeze stage pooling dtype",
+    "Head: What is put on the network, and what it minimizes.": (
+        "head dropout weight_decay criterion label_smoothing"
+    ),
+    "Training by steps: A frozen linear head that is solved to its optimum doesn't use them.": (
+        "optimizer lr backbone_lr layer_decay schedule warmup unfreeze batch_size "
+        "accumulation_steps max_grad_norm ema_decay"
+    ),
+    "Stopping: When training ends, and whether it goes on.": (
+        "max_epochs early_stopping validation_fraction n_iter_no_change warm_start"
+    ),
+    "Running: Where and how fast it is computed, and what is told of it.": (
+        "cache precision device n_jobs callbacks random_state verbose"
     ),
 }
 
@@ -95,10 +121,15 @@ def rewrite_links(page: str, text: list[str]) -> None:
     """Change a page's text in place, as Sphinx's event asks for."""
     if page == "guide":
         text[0] = text[0].replace("PAGES", "\n".join(guide_pages()))
+    if page == "parameters":
+        text[0] = text[0].replace("GROUPS", "\n".join(map(parameter_table, PARAMETERS)))
     if page == "development/code":
         text[0] = text[0].replace("MODULES", "\n".join(map(_group, MODULES)))
     if not page.startswith(("generated/", "gallery/")):
         text[0] = relink(text[0], f"docs/{page}.md", f"{page}.md")
+    text[0] = text[0].replace(
+        " ± ", " ±\N{NO-BREAK SPACE}"
+    )  # the error goes to a second line whole
 
 
 def _group(title: str) -> str:
@@ -109,6 +140,51 @@ def _group(title: str) -> str:
     )
     heading, purpose = title.split(": ")
     return f"## {heading}\n\n{purpose}\n\n{modules}\n"
+
+
+def parameters() -> dict[str, tuple[str, str, str]]:
+    """Describe all parameters of the estimators, in the order of their signatures.
+
+    Returns
+    -------
+    dict of str to (str, str, str)
+        For each name, its default, the first sentence on it in the docstring, and which of the
+        estimators has it.
+    """
+    estimators = {"classifier": PretrainedImageClassifier, "features": PretrainedImageFeatures}
+    found: dict[str, tuple[str, str, str]] = {}
+    for which, estimator in estimators.items():
+        told = _first_sentences(inspect.getdoc(estimator) or "")
+        for name, parameter in inspect.signature(estimator).parameters.items():
+            default = getattr(parameter.default, "__name__", None) or repr(parameter.default)
+            if name in found:
+                found[name] = (*found[name][:2], "both")
+            else:
+                found[name] = (default.replace("'", '"'), told.get(name, ""), which)
+    return found
+
+
+def _first_sentences(doc: str) -> dict[str, str]:
+    """Find the first sentence on each parameter in a numpydoc docstring; else its type."""
+    section = re.split(r"\n\w+\n-{3,}\n", doc.partition("Parameters\n----------\n")[2])[0]
+    told = {}
+    for names, kind, text in re.findall(r"^(\w.*?) : (.*)\n((?: .*\n?)*)", section, re.MULTILINE):
+        plain = re.sub(r" \[\d+\]_|:\w+:(?=`)", "", " ".join(text.split())).replace("`~", "`")
+        sentence = re.split(r"(?<=[\w`)\]\"])[.;] ", plain.replace("``", "`"))[0].rstrip(".")
+        for name in names.split(", "):
+            told[name] = sentence or kind.partition(", default")[0]
+    return told
+
+
+def parameter_table(title: str) -> str:
+    """Make a section in Markdown of a group of parameters."""
+    known = parameters()
+    heading, purpose = title.split(": ")
+    lines = ["| Parameter | Default | What it is | Of |", "| --- | --- | --- | --- |"]
+    for name in PARAMETERS[title].split():
+        default, sentence, which = known[name]
+        lines.append(f"| `{name}` | `{default}` | {sentence.replace('|', '&#124;')} | {which} |")
+    return "\n".join([f"## {heading}", "", purpose, "", *lines, ""])
 
 
 def relink(text: str, source: str, page: str) -> str:

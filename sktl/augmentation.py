@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from .messages import shown
 from .randomness import seeded
 
 Augment = str | Callable[[Tensor], Tensor] | None
@@ -116,7 +117,7 @@ def make_augmentation(augment: Augment) -> Callable[[Tensor], Tensor] | None:
     if augment == "randaugment":
         return _EachImage(v2.RandAugment())
     if isinstance(augment, str):
-        raise ValueError(f"augment={augment!r} is not known. Choose one of {AUGMENTATIONS}.")
+        raise ValueError(f"augment={shown(augment)} is not known. Choose one of {AUGMENTATIONS}.")
     return _EachImage(augment)
 
 

@@ -33,9 +33,12 @@ from .images import (
     UnreadableImageWarning,
     kind_of,
     learn_format,
+    looks_like_one_picture,
     name_files,
+    one_picture_message,
     open_images,
 )
+from .messages import shown_several
 from .persistence import (
     InconsistentVersionWarning,
     Packer,
@@ -61,6 +64,7 @@ class ImageEstimator(BaseEstimator):
         "image_size": [Interval(Integral, 2, None, closed="left"), None],
         "image_shape": [tuple, list, None],
         "pixel_range": [tuple, list, None],
+        "bands": [tuple, list, None],
         "cache": [str, os.PathLike, None],
         "precision": [StrOptions({"auto", *PRECISIONS})],
         "device": [str, torch.device],
@@ -78,9 +82,15 @@ class ImageEstimator(BaseEstimator):
                 self.__dict__.pop(name, None)
         if reset:
             self._format = learn_format(
-                X, image_shape=self.image_shape, pixel_range=self.pixel_range, rows=counts
+                X,
+                image_shape=self.image_shape,
+                pixel_range=self.pixel_range,
+                bands=self.bands,
+                rows=counts,
             )
             self.pixel_range_ = self._format.pixel_range
+            if looks_like_one_picture(X):
+                warnings.warn(one_picture_message(X.shape), UserWarning, stacklevel=4)
         return open_images(X, self._format)
 
     def _answer(
@@ -311,8 +321,8 @@ def _check_classes(labels: Any, left: Any, error: UnreadableImagesError) -> None
     lost = np.setdiff1d(np.unique(labels), np.unique(left)).tolist()
     if lost:
         raise ValueError(
-            f"on_error='skip' leaves no image of the classes {lost}: {error} To do without the "
-            "classes, leave them out of y as well."
+            f"on_error='skip' leaves no image of the classes {shown_several(lost)}: {error} To do "
+            "without the classes, leave them out of y as well."
         ) from error
 
 

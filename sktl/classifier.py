@@ -18,22 +18,23 @@ from sklearn.base import ClassifierMixin, TransformerMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils import Bunch, Tags
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, InputShapeSetter, LRScheduler
 
 from .adaptation import METHODS, Adaptation, Job, adapt_model
 from .alignment import LabelledFeatures, Settings
 from .augmentation import AUGMENTATIONS
 from .backbones import Backbone
 from .base import ImageEstimator, n_rows, rows_at
-from .constraints import Interval, StrOptions
+from .constraints import Interval, Options, StrOptions
 from .explanation import METHODS as EXPLANATIONS
 from .explanation import explain_images
 from .export import TorchClassifier, to_onnx, to_torch
 from .fitting import Fit, Setup, Task, fit_model
 from .heads import HEADS
-from .images import Images, kind_of
+from .images import Images, kind_of, looks_like_one_picture, one_picture_message
 from .labels import check_labels, check_weights, class_numbers
 from .layouts import CLASSIFIER
+from .messages import shown, shown_several
 from .model import Model
 from .optimization import (
     OPTIMIZERS,
@@ -45,7 +46,7 @@ from .optimization import (
     default_lr,
     default_max_epochs,
 )
-from .persistence import Packer, plain_rows, restore_model, store_model
+from .persistence import Packer, plain_rows, read_rows, restore_model, store_model
 from .progress import (
     CallbackSupportMixin,
     EpochObserver,
@@ -59,6 +60,20 @@ from .training import history_rows, n_iterations, seed_of
 
 _POSITIVE = Interval(Real, 0, None, closed="neither")
 _SHARE = Interval(Real, 0, 1, closed="left")
+
+
+class _FreezeDepths(Options):
+    """What `freeze` may be, in words that say it."""
+
+    def __init__(self) -> None:
+        super().__init__(str, {"all", "none"})
+
+    def allows(self, value: Any) -> bool:
+        """Whether it is a name or a number of stages."""
+        return isinstance(value, str | Integral) and not isinstance(value, bool | np.bool_)
+
+    def __str__(self) -> str:
+        return '"all", "none", the number of frozen stages or the name of the last of them'
 
 
 @savable(CLASSIFIER)
@@ -111,23 +126,24 @@ class PretrainedImageClassifier(
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, as in scikit-learn's classifiers.
     optimizer : {"auto", "lbfgs", "sgd", "adam", "adamw"} or class, default="auto"
-        "auto" is "lbfgs" for the convex problem of a frozen backbone with a linear head, unless
-        `lr` is given or something random or stepwise asked for (`dropout`, `mixup`, `ema_decay`,
-        `max_grad_norm`, `accumulation_steps`, `early_stopping`, ``n_views=None``); else it is
-        "adamw". "lbfgs" works on
-        all rows at once in float64; a linear head's optimum it finds by Newton's method, which
-        takes fewer passes (see :mod:`sktl.logistic`). "sgd" has a momentum of 0.9. A class is a
-        subclass of :class:`torch.optim.Optimizer`.
+        "auto" solves the convex problem of a frozen backbone with a linear head to its optimum,
+        whatever `lr` and `max_epochs` are, and trains everything else by "adamw". It is "adamw",
+        too, if something random or stepwise is asked for (`dropout`, `mixup`, `ema_decay`,
+        `max_grad_norm`, `accumulation_steps`, `early_stopping`, ``n_views=None`` with `augment`).
+        "lbfgs" works on all rows at once in float64; a linear head's optimum it finds by Newton's
+        method (see :mod:`sktl.logistic`). "sgd" has a momentum of 0.9. A class is a subclass of
+        :class:`torch.optim.Optimizer`.
     lr : float or None, default=None
-        Learning rate of the head, at its highest. None is 1e-3, and 1e-2 for "sgd"; three tenths
-        of that where stages train.
+        Learning rate of the head, at its highest, where training takes steps. None is 1e-3, and
+        1e-2 for "sgd"; three tenths of that where stages train.
     backbone_lr : float or None, default=None
         Learning rate of the last stage that trains. None is `lr`.
     layer_decay : float, default=1.0
         What a stage's learning rate is of that of the stage after it.
     weight_decay : float, default=1e-3
-        L2 penalty of the weights (not of biases and norms). With "lbfgs", half of it times their
-        squared norm is added to the mean loss; else it is the optimizer's own parameter.
+        L2 penalty of the weights (not of biases and norms). Half of it times the squared norm of
+        the head's weights is added to the mean loss, whichever way the head is trained. For stages
+        that train, and for the head with a class as `optimizer`, it is the optimizer's parameter.
     schedule : {"cosine", "constant", "one_cycle"} or callable, default="cosine"
         How learning rates change from step to step: down to zero by a cosine, not at all, or up
         and down while momentum goes down and up. A callable makes a torch scheduler of the
@@ -140,7 +156,8 @@ class PretrainedImageClassifier(
         they are [1]_, together with a random head, or after the head, one by one from the last to
         the first over the epochs [3]_.
     max_epochs : int or None, default=None
-        Passes over the images; for "lbfgs", the most iterations. None is 20, and 1000 for "lbfgs".
+        Passes over the images; for ``optimizer="lbfgs"``, the most iterations. None is 20, and
+        1000 for "lbfgs".
     batch_size : int, default=32
         Images a batch. "lbfgs" uses all.
     accumulation_steps : int, default=1
@@ -170,6 +187,10 @@ class PretrainedImageClassifier(
     pixel_range : tuple of (float, float) or None, default=None
         The values in arrays that mean black and white. None decides in `fit`: 0 to 255 for
         uint8, else the nearest of 1, 16, 255 and 65535 that covers the values.
+    bands : (int, int, int) or None, default=None
+        Which channels of arrays, files and PIL images are red, green and blue, counted from 0:
+        (3, 2, 1) of Sentinel-2's thirteen, (2, 1, 0) of a BGR picture, (0, 1, 1) of two. The others
+        aren't looked at. None is for grey, RGB and RGBA, whose fourth channel is left out.
     cache : "memory", path or None, default="memory"
         Where the features of the frozen stages are kept: in this process, in a directory that
         processes share, or nowhere.
@@ -185,6 +206,7 @@ class PretrainedImageClassifier(
         training. "skip" is a warning that names them; `fit` leaves them out, and predictions for
         them are NaN, or None from `predict`.
     callbacks : list of skorch callbacks or None, default=None
+        See the guide on training. An ``LRScheduler`` sets the rates in the place of `schedule`.
     random_state : int, RandomState instance or None, default=None
         Seed of the head's initial weights, the order of the batches, dropout, augmentation, the
         split for `early_stopping`, and of random backbone weights. Views that are kept (see
@@ -206,7 +228,7 @@ class PretrainedImageClassifier(
         A row an epoch: its number, losses, the validation accuracy, learning rates at its end,
         how many stages train, seconds. ``pandas.DataFrame(clf.history_)`` makes a table of it.
     n_iter_ : int
-        Epochs run, or iterations of "lbfgs".
+        Epochs run, or iterations of a solved head and of "lbfgs".
     best_epoch_ : int
         The epoch whose weights were kept. With `early_stopping` only.
     validation_indices_ : ndarray of shape (n_validation,)
@@ -255,7 +277,7 @@ class PretrainedImageClassifier(
     validation_indices_: npt.NDArray[np.int64]
 
     _parameter_constraints: dict[str, list[Any]] = ImageEstimator._parameter_constraints | {
-        "freeze": [Integral, str],
+        "freeze": [_FreezeDepths()],
         "head": [StrOptions(set(HEADS)), tuple, callable],
         "dropout": [_SHARE],
         "augment": [StrOptions(set(AUGMENTATIONS)), callable, None],
@@ -322,6 +344,7 @@ class PretrainedImageClassifier(
         image_size: int | None = None,
         image_shape: Any = None,
         pixel_range: Any = None,
+        bands: Any = None,
         cache: Any = "memory",
         precision: str = "auto",
         device: Any = "auto",
@@ -364,6 +387,7 @@ class PretrainedImageClassifier(
         self.image_size = image_size
         self.image_shape = image_shape
         self.pixel_range = pixel_range
+        self.bands = bands
         self.cache = cache
         self.precision = precision
         self.device = device
@@ -473,24 +497,36 @@ class PretrainedImageClassifier(
                 "of (in_features, n_classes), such as torch.nn.Linear."
             )
         widths = self.head if isinstance(self.head, tuple) else ()
-        if any(not isinstance(w, Integral) or w < 1 for w in widths) or self.head == ():
+        whole = all(isinstance(w, Integral) and not isinstance(w, bool) for w in widths)
+        if not whole or any(w < 1 for w in widths) or self.head == ():
             raise ValueError(
-                f"head={self.head!r}: hidden widths must be positive integers, such as (1024,)."
+                f"head={shown(self.head)}: hidden widths must be positive integers, such as "
+                "(1024,)."
             )
         if isinstance(self.optimizer, type) and not issubclass(
             self.optimizer, torch.optim.Optimizer
         ):
             raise ValueError(
-                f"optimizer={self.optimizer!r} is not a subclass of torch.optim.Optimizer."
+                f"optimizer={shown(self.optimizer)} is not a subclass of torch.optim.Optimizer."
             )
 
         if self.criterion != "cross_entropy" and self.label_smoothing:
             raise ValueError(
                 f"label_smoothing={self.label_smoothing!r} is part of the cross-entropy, but "
-                f"criterion={self.criterion!r}. Set label_smoothing=0, or smooth in the criterion."
+                f"criterion={shown(self.criterion)}. Set label_smoothing=0, or smooth in the "
+                "criterion."
             )
         for callback in self.callbacks or ():
-            _check_callback(callback)
+            kind = _check_callback(callback)
+            if issubclass(kind, LRScheduler) and not self._leaves_the_rates_to_a_callback():
+                raise ValueError(
+                    f"callbacks holds an {kind.__name__}, which sets learning rates, as "
+                    f"schedule={self.schedule!r} and warmup={self.warmup!r} do. Leave both as they "
+                    "are by default, or leave the callback out."
+                )
+
+    def _leaves_the_rates_to_a_callback(self) -> bool:
+        return self.schedule in ("cosine", "constant") and self.warmup is None
 
     def _fit(
         self,
@@ -506,6 +542,8 @@ class PretrainedImageClassifier(
     ) -> bool:
         """Fit; say whether the user has stopped it after a whole epoch."""
         kind_of(X)  # refuses a single image, whose length isn't a number of samples
+        if looks_like_one_picture(X) and len(X) != n_rows(y):
+            raise ValueError(f"{one_picture_message(X.shape)} y has {n_rows(y)} labels.")
         check_consistent_length(X, y)
         if partial:
             classes, labels = self._check_part_of_y(y, all_classes)
@@ -514,8 +552,9 @@ class PretrainedImageClassifier(
         weights = check_weights(sample_weight, self.class_weight, classes, labels)
         if start is not None and not np.array_equal(classes, self.classes_):
             raise ValueError(
-                f"warm_start=True goes on from a fit with the classes {self.classes_.tolist()}, "
-                f"but y has {classes.tolist()}. Set warm_start=False to begin anew."
+                "warm_start=True goes on from a fit with the classes "
+                f"{shown_several(self.classes_.tolist())}, but y has "
+                f"{shown_several(classes.tolist())}. Set warm_start=False to begin anew."
             )
         reset = not (partial and start is not None)
         images = self._open(X, reset=reset, counts=weights > 0)
@@ -565,7 +604,10 @@ class PretrainedImageClassifier(
 
     def _plan(self, frozen: bool, seed: int, partial: bool) -> TrainingPlan:
         optimizer = self._choose_optimizer(frozen, partial)
-        lr = default_lr(optimizer, frozen=frozen) if self.lr is None else self.lr
+        # What "auto" solves is solved to its optimum, whatever is asked of steps.
+        solved = self.optimizer == "auto" and optimizer == "lbfgs"
+        lr, max_epochs = (None, None) if solved else (self.lr, self.max_epochs)
+        lr = default_lr(optimizer, frozen=frozen) if lr is None else lr
         return TrainingPlan(
             optimizer=optimizer,
             lr=lr,
@@ -574,7 +616,7 @@ class PretrainedImageClassifier(
             weight_decay=self.weight_decay,
             schedule="constant" if partial else self.schedule,
             warmup=0.0 if partial else self.warmup,
-            max_epochs=1 if partial else self.max_epochs or default_max_epochs(optimizer),
+            max_epochs=1 if partial else max_epochs or default_max_epochs(optimizer),
             batch_size=self.batch_size,
             accumulation_steps=self.accumulation_steps,
             max_grad_norm=self.max_grad_norm,
@@ -604,11 +646,11 @@ class PretrainedImageClassifier(
         }
         asking = [name for name, asks in asks_for_steps.items() if asks]
         convex = frozen and self.head in HEADS and self.criterion == "cross_entropy"
-        optimizer = choose_optimizer(self.optimizer, convex=convex and not asking, lr=self.lr)
+        optimizer = choose_optimizer(self.optimizer, convex=convex and not asking)
         if optimizer == "lbfgs" and (not frozen or asking):
-            reason = asking[0] if frozen else f"freeze={self.freeze!r}"
+            reason = asking[0] if frozen else f"freeze={shown(self.freeze)}"
             raise ValueError(
-                f"optimizer={self.optimizer!r} works on all rows at once, so it needs "
+                f"optimizer={shown(self.optimizer)} works on all rows at once, so it needs "
                 f'freeze="all" and nothing that happens step by step; got {reason}. Choose '
                 'optimizer="adamw".'
             )
@@ -629,13 +671,13 @@ class PretrainedImageClassifier(
             classes, _ = check_labels(all_classes, type(self).__name__)
         if fitted and not np.array_equal(classes, self.classes_):
             raise ValueError(
-                f"classes={classes.tolist()} differ from those of the earlier call, "
-                f"{self.classes_.tolist()}."
+                f"classes={shown_several(classes.tolist())} differ from those of the earlier call, "
+                f"{shown_several(self.classes_.tolist())}."
             )
         if isinstance(self.class_weight, str):
             raise ValueError(
-                f"class_weight={self.class_weight!r} can't be known from a part of the images. "
-                "Pass a dict from class to weight to use partial_fit."
+                f"class_weight={shown(self.class_weight)} can't be known from a part of the "
+                "images. Pass a dict from class to weight to use partial_fit."
             )
         return classes, class_numbers("y", y, classes)
 
@@ -852,7 +894,7 @@ class PretrainedImageClassifier(
         """
         check_is_fitted(self)
         if method not in METHODS:
-            raise ValueError(f"method={method!r} is not one of {sorted(METHODS)}.")
+            raise ValueError(f"method={shown(method)} is not one of {sorted(METHODS)}.")
         kept = (self._cache(), self._n_jobs())
         settings = Settings(self.weight_decay, self.label_smoothing)
         (source, source_images), _ = self._skip_unreadable(self._source, X_source, y_source)
@@ -895,7 +937,8 @@ class PretrainedImageClassifier(
         check_consistent_length(np.empty(len(images)), labels)
         missing = np.setdiff1d(np.arange(len(self.classes_)), labels)
         if len(missing):
-            raise ValueError(f"y_source lacks the classes {self.classes_[missing].tolist()}.")
+            lacking = shown_several(self.classes_[missing].tolist())
+            raise ValueError(f"y_source lacks the classes {lacking}.")
         weights = check_weights(None, self.class_weight, self.classes_, labels)
         with images.naming_all():
             features = self._model.pooled(images, self._cache(), self._n_jobs())
@@ -957,7 +1000,8 @@ class PretrainedImageClassifier(
             floats by ``pixel_range_``, clipped, and rounded to 256 grey levels. As in
             :meth:`predict_proba`, images are refused whose range `fit` could not know: floats,
             where it saw 8-bit images only, and uint8, where it saw floats of a range such as 0 to
-            16. Floats that are not finite aren't refused.
+            16. Floats that are not finite aren't refused. With the parameter `bands`, the three
+            channels are those, in its order.
 
         Raises
         ------
@@ -996,8 +1040,9 @@ class PretrainedImageClassifier(
         Resizing, cropping and normalising are inside. The file's input ``images`` takes uint8 RGB
         images (n, 3, h, w), any number of any size; its output ``probabilities`` is float32
         (n, n_classes). Images are read as 0 to 255, like those of files, or by the parameter
-        `pixel_range` where it is given. Of a pipeline, ``pipe[-1].to_onnx(path)`` writes the last
-        step, and what earlier steps do to X isn't in the file.
+        `pixel_range` where it is given; with `bands`, the three channels are those, in its order.
+        Of a pipeline, ``pipe[-1].to_onnx(path)`` writes the last step, and what earlier steps do
+        to X isn't in the file.
 
         The file's ``metadata_props`` tell what is what: ``classes`` is a JSON list of the labels
         in the order of the probabilities, ``input`` and ``output`` are text, and
@@ -1090,7 +1135,7 @@ class PretrainedImageClassifier(
         """
         check_is_fitted(self)
         if method not in EXPLANATIONS:
-            raise ValueError(f"method={method!r} is not one of {sorted(EXPLANATIONS)}.")
+            raise ValueError(f"method={shown(method)} is not one of {sorted(EXPLANATIONS)}.")
         images = self._open(X, reset=False)
         if target is None:
             targets = self._logits(X).argmax(axis=1)
@@ -1142,6 +1187,7 @@ class PretrainedImageClassifier(
                 "_sample": _restore_sample(state.get("_sample")),
             }
             state.setdefault("skipped_", np.arange(0))  # older files lack it
+            state["history_"] = read_rows(state["history_"])
         if "adaptation_" in state:
             state["adaptation_"] = Bunch(**state["adaptation_"])
         return state
@@ -1154,13 +1200,25 @@ def _restore_sample(stored: dict[str, Any] | None) -> LabelledFeatures | None:
     return LabelledFeatures(**tensors, n_classes=int(stored["n_classes"]))
 
 
-def _check_callback(callback: Any) -> None:
-    """Accept what skorch does: a callback, or a pair of a name and one; a class will do."""
+def _check_callback(callback: Any) -> type[Callback]:
+    """Accept what skorch does: a callback, or a pair of a name and one; a class will do.
+
+    Returns
+    -------
+    type
+        Of the callback.
+    """
     pair = isinstance(callback, tuple) and len(callback) == 2 and isinstance(callback[0], str)
     kind = callback[1] if pair else callback
     kind = kind if isinstance(kind, type) else type(kind)
     if not issubclass(kind, Callback):
         raise TypeError(
-            f"callbacks holds {callback!r}, which is not a skorch callback. Pass a list of "
+            f"callbacks holds {shown(callback)}, which is not a skorch callback. Pass a list of "
             "skorch.callbacks.Callback instances, or of pairs of a name and one."
         )
+    if issubclass(kind, InputShapeSetter):
+        raise ValueError(
+            f"callbacks holds an {kind.__name__}, which rebuilds the network for the shape of its "
+            "input. sktl has built it for the features of your backbone; leave the callback out."
+        )
+    return kind

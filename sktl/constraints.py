@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-_MOST_SHOWN = 60
+from .messages import shown
+
 _FLAGS: tuple[type, ...] = (bool, np.bool_)
 _NAMES: dict[Any, str] = {Integral: "int", Real: "float"}
 
@@ -68,7 +69,7 @@ class Interval:
 
     def allows(self, value: Any) -> bool:
         """Whether the value is a number in it."""
-        if not isinstance(value, self.kind):
+        if not isinstance(value, self.kind) or isinstance(value, _FLAGS):  # True isn't 1 here
             return False
         after = value >= self.left if self.with_left else value > self.left
         before = value <= self.right if self.with_right else value < self.right
@@ -91,7 +92,8 @@ class _Kind:
         self.name = f"an instance of {_name(kind)!r}" if name is None else name
 
     def allows(self, value: Any) -> bool:
-        return isinstance(value, self.kind)
+        flag = self.kind in (Integral, Real) and isinstance(value, _FLAGS)
+        return isinstance(value, self.kind) and not flag
 
     def __str__(self) -> str:
         return self.name
@@ -107,7 +109,7 @@ class _Function:
 
 class _Seed:
     def allows(self, value: Any) -> bool:
-        if isinstance(value, Integral):
+        if isinstance(value, Integral) and not isinstance(value, _FLAGS):
             return 0 <= int(value) < 2**32
         return value is None or isinstance(value, np.random.RandomState)
 
@@ -144,10 +146,8 @@ def check_parameters(
             continue
         *most, last = map(str, allowed)
         wanted = f"{', '.join(most)} or {last}" if most else last
-        shown = repr(value)
-        shown = shown if len(shown) <= _MOST_SHOWN else f"{shown[:_MOST_SHOWN]}..."
         raise InvalidParameterError(
-            f"The {name!r} parameter of {owner} must be {wanted}. Got {shown} instead."
+            f"The {name!r} parameter of {owner} must be {wanted}. Got {shown(value)} instead."
         )
 
 

@@ -16,6 +16,7 @@ from PIL import Image, ImageFile
 from sklearn.utils import Bunch
 
 from .images import listed
+from .messages import shown, shown_several
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -25,6 +26,11 @@ _HIDDEN = "hidden"
 _COMPANIONS = {
     *(_HIDDEN, ".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".pdf", ".py"),
     *(".rst", ".sha256", ".toml", ".tsv", ".txt", ".xml", ".yaml", ".yml", ".zip"),
+}
+# What systems and programs keep beside people's own folders and files.
+_OF_SYSTEMS = {
+    *("__macosx", "__pycache__", "@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin"),
+    *("system volume information", "lost+found", "lost.dir", "found.000", "recycler", "icon\r"),
 }
 _WITHOUT_EXTENSION = {"CITATION", "COPYING", "LICENCE", "LICENSE", "MANIFEST", "NOTICE", "README"}
 _PATH_NAMES = {
@@ -46,8 +52,9 @@ def load_image_folder(path: str | os.PathLike[str], *, pattern: str | None = Non
     Parameters
     ----------
     path : str or path-like
-        The folder. Sub-folders of a class are searched too. Hidden files and folders, and
-        files whose extension is not that of an image, are passed over.
+        The folder. Sub-folders of a class are searched too. Hidden files and folders, those that
+        systems and programs leave there (such as `__MACOSX`, `@eaDir`, `Thumbs.db`), and files
+        whose extension is not that of an image, are passed over.
     pattern : str or None, default=None
         A regular expression with one group, the class. It is searched for in the names of the
         files, whatever the sub-folder: ``r"(.+)_\d+"`` finds "beagle" in "beagle_12.jpg", and
@@ -137,8 +144,8 @@ def _by_name(
     others = [file for file, label in zip(files, labels, strict=True) if not label]
     if others:
         raise ValueError(
-            f"The pattern {expression.pattern!r} finds no class in the names of {len(others)} of "
-            f"{len(files)} files:\n{listed(others)}"
+            f"The pattern {shown(expression.pattern)} finds no class in the names of {len(others)} "
+            f"of {len(files)} files:\n{listed(others)}"
         )
     return files, [label for label in labels if label]
 
@@ -147,10 +154,10 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"pattern={pattern!r} is no regular expression: {error}.") from error
+        raise ValueError(f"pattern={shown(pattern)} is no regular expression: {error}.") from error
     if expression.groups != 1:
         raise ValueError(
-            f"pattern={pattern!r} must have one group, the class, as in r'(.+)_\\d+'; it has "
+            f"pattern={shown(pattern)} must have one group, the class, as in r'(.+)_\\d+'; it has "
             f"{expression.groups}."
         )
     return expression
@@ -166,9 +173,9 @@ class _Search:
         self._extensions = _image_extensions()
 
     def visible(self, folder: Path) -> list[Path]:
-        """List what isn't hidden, and count what is."""
+        """List what is neither hidden nor put there by a system, and count what is."""
         entries = list(folder.iterdir())
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
+        visible = [entry for entry in entries if not _is_hidden(entry.name)]
         self._count(_HIDDEN, len(entries) - len(visible))
         return visible
 
@@ -212,6 +219,11 @@ class _Search:
                 UserWarning,
                 stacklevel=3,
             )
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a file or folder is no one's own: .DS_Store, __MACOSX, ~$table.xlsx and the like."""
+    return name.startswith((".", "~$")) or name.lower() in _OF_SYSTEMS
 
 
 def _warn_of_empty_classes(root: Path, names: list[str]) -> None:
@@ -307,12 +319,14 @@ def load_image_table(
     paths, labels = _without_gaps(table, path_name), _without_gaps(table, label_name)
     if not all(isinstance(path, str | os.PathLike) for path in paths):
         raise TypeError(
-            f"The column {path_name!r} doesn't hold paths, but {paths[0]!r}. Set path_column to "
-            f"another of {list(table.columns)}."
+            f"The column {shown(path_name)} doesn't hold paths, but {shown(paths[0])}. Set "
+            f"path_column to another of {shown_several(list(table.columns))}."
         )
     of_text = [isinstance(label, str) for label in labels]
     if any(of_text) and not all(of_text):
-        raise TypeError(f"The column {label_name!r} mixes text with other labels. Make all text.")
+        raise TypeError(
+            f"The column {shown(label_name)} mixes text with other labels. Make all text."
+        )
     files = [os.path.join(os.fspath(root or ""), path) for path in paths]
     _check_files(files, path_name)
     return _bunch(files, labels)
@@ -349,10 +363,10 @@ def _choose_columns(
         if chosen is None:
             raise ValueError(
                 f"Which column is the {name} can't be told from their names. Set {name} to one of "
-                f"{columns}."
+                f"{shown_several(columns)}."
             )
     if path == label:
-        raise ValueError(f"path_column and label_column are both {path!r}.")
+        raise ValueError(f"path_column and label_column are both {shown(path)}.")
     return path, label
 
 
@@ -361,8 +375,8 @@ def _only_column(columns: list[Any], given: str | None, usual: set[str]) -> Any:
     if given is not None:
         if columns.count(given) != 1:
             raise ValueError(
-                f"The table has {columns.count(given)} columns {given!r}. Its columns are "
-                f"{columns}."
+                f"The table has {columns.count(given)} columns {shown(given)}. Its columns are "
+                f"{shown_several(columns)}."
             )
         return given
     found = [c for c in columns if re.sub(r"[\W_]", "", str(c)).lower() in usual]
@@ -375,9 +389,9 @@ def _without_gaps(table: DataFrame, column: Any) -> list[Any]:
     if len(rows):
         named = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
         raise ValueError(
-            f"The column {column!r} is empty in {len(rows)} of {len(table)} rows: {named} (counted "
-            "from 0). Fill them or leave them out. If 'NA' or 'None' is a class, read the table "
-            "with pandas.read_csv(..., keep_default_na=False) and pass the DataFrame."
+            f"The column {shown(column)} is empty in {len(rows)} of {len(table)} rows: {named} "
+            "(counted from 0). Fill them or leave them out. If 'NA' or 'None' is a class, read the "
+            "table with pandas.read_csv(..., keep_default_na=False) and pass the DataFrame."
         )
     values: list[Any] = series.tolist()
     return values
@@ -387,8 +401,8 @@ def _check_files(files: Sequence[str], column: Any) -> None:
     missing = list(dict.fromkeys(file for file in files if not os.path.isfile(file)))
     if missing:
         raise FileNotFoundError(
-            f"{len(missing)} of the {len(files)} files in the column {column!r} are not there:\n"
-            f"{listed(missing)}\nRelative paths begin in the table's folder, or in root."
+            f"{len(missing)} of the {len(files)} files in the column {shown(column)} are not "
+            f"there:\n{listed(missing)}\nRelative paths begin in the table's folder, or in root."
         )
 
 

@@ -56,7 +56,7 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
     dtype : {np.float32, np.float16, "float32", "float16"}, default=np.float32
         Of the features. float16 takes half the memory, and has three to four digits; features
         beyond its range, 65504, are an error.
-    image_size, image_shape, pixel_range, cache, precision, device, n_jobs
+    image_size, image_shape, pixel_range, bands, cache, precision, device, n_jobs
         See :class:`PretrainedImageClassifier`.
     on_error : {"raise", "skip"}, default="raise"
         What to do with files that can't be read. "raise" is an error that names them all, "skip" a
@@ -105,6 +105,7 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
         image_size: int | None = None,
         image_shape: Any = None,
         pixel_range: Any = None,
+        bands: Any = None,
         cache: Any = "memory",
         precision: str = "auto",
         device: Any = "auto",
@@ -120,6 +121,7 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
         self.image_size = image_size
         self.image_shape = image_shape
         self.pixel_range = pixel_range
+        self.bands = bands
         self.cache = cache
         self.precision = precision
         self.device = device

@@ -171,7 +171,7 @@ def fit_model(
         ready = _fitted_head(task, training, head, rows, setup)
         net.module_.head.load_state_dict(ready.state_dict())
     with observe(model) as observer:
-        outcome = train(net, rows, watched, observer, keep_epochs=keep_epochs)
+        outcome = train(net, rows, watched, observer, cache=setup.cache, keep_epochs=keep_epochs)
     net.prepare = None  # it may hold the prefix and the user's function
     sample = _sample(model, rows, head, prefix if prepare else None)
     return Fit(model, outcome, validation, sample)
@@ -326,7 +326,7 @@ def _fitted_head(
     net = assemble_net(
         setup.backbone, depth, setup.pooling, head, plan, setup.precision, setup.device
     )
-    train(net, FeatureRows(pooled, rows.labels, rows.weights))
+    train(net, FeatureRows(pooled, rows.labels, rows.weights), cache=setup.cache)
     fitted: nn.Module = net.module_.head
     return fitted
 

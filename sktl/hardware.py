@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from .compat import has_bfloat16_units
+from .messages import shown
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -36,10 +37,10 @@ def choose_device(device: str | torch.device) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise ValueError(
-            f'Unknown device {device!r}. Choose "auto", "cpu", "cuda", "cuda:1" or "mps".'
+            f'Unknown device {shown(device)}. Choose "auto", "cpu", "cuda", "cuda:1" or "mps".'
         ) from error
     if not is_available(chosen):
-        raise ValueError(f"device={device!r} is not available here. {_devices_here()}")
+        raise ValueError(f"device={shown(device)} is not available here. {_devices_here()}")
     return chosen
 
 
@@ -92,7 +93,7 @@ def restore_device(device: str) -> torch.device:
         return wanted
     found = choose_device("auto")
     warnings.warn(
-        f"The model was fitted on device {device!r}, which is not available here; it will "
+        f"The model was fitted on device {shown(device)}, which is not available here; it will "
         f"predict on {str(found)!r}.",
         UserWarning,
         stacklevel=2,

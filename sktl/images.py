@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
-from numbers import Integral, Real
+from numbers import Integral, Number, Real
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -23,17 +23,22 @@ import torch
 import xxhash
 from PIL import Image
 from sklearn.utils import assert_all_finite, check_array
+from torch.utils.data import DataLoader, Dataset
 
 from sktl.decoding import (
+    decode_bands,
     decode_file,
     is_about_the_image,
+    pillow_bands,
     pillow_to_rgb,
     scale_to_uint8,
     why_unreadable,
 )
+from sktl.messages import shown, shown_path, shown_several
 
 Kind: TypeAlias = Literal["rows", "arrays", "images", "paths"]
 Range: TypeAlias = tuple[float, float]
+Bands: TypeAlias = tuple[int, int, int]
 Array: TypeAlias = npt.NDArray[Any]
 
 EIGHT_BIT: Range = (0.0, 255.0)
@@ -57,20 +62,28 @@ def kind_of(X: Any) -> Kind:
     -------
     kind : {"rows", "arrays", "images", "paths"}
         "paths" and "images" are listings (list, tuple, Series, one-dimensional or (n, 1)
-        array or frame) of paths, or of PIL images, arrays and tensors. "arrays" is one
-        three- or four-dimensional array. "rows" is all else, for scikit-learn to validate.
+        array or frame) of paths or the bytes of files, or of PIL images, arrays and tensors.
+        "arrays" is one three- or four-dimensional array. "rows" is all else, for scikit-learn to
+        validate.
+
+    Raises
+    ------
+    TypeError
+        If X is a torch Dataset, or holds pairs of images and labels, or samples of several kinds.
+    ValueError
+        If X is a single sample, lacks some, or is a table with a column of pictures among others.
     """
-    if isinstance(X, str | os.PathLike | Image.Image):
-        raise ValueError(f"X is a single sample, {X!r}. Put it in a list.")
+    if isinstance(X, str | bytes | bytearray | os.PathLike | Image.Image):
+        raise ValueError(f"X is a single sample, {shown(X)}. Put it in a list.")
+    if isinstance(X, Dataset | DataLoader):
+        raise TypeError(_dataset_message(X))
     elements = _elements(X)
     if elements is not None:
-        return _kind_of_elements(elements)
+        return _kind_of_elements(elements, _name_of_column(X))
     shape = _shape_of(X)
-    if len(shape) not in (3, 4):
-        return "rows"
-    if len(shape) == 4 and 0 not in shape:
-        _channel_axis(shape[1:], f"X of shape {shape}")
-    return "arrays"
+    if len(shape) == 2:
+        _refuse_column_of_pictures(X)
+    return "arrays" if len(shape) in (3, 4) else "rows"
 
 
 def _shape_of(X: Any) -> tuple[int, ...]:
@@ -82,33 +95,54 @@ def _shape_of(X: Any) -> tuple[int, ...]:
 
 def _elements(X: Any) -> Sequence[Any] | None:
     """Give the samples of X where it is a listing of objects, else None."""
-    if isinstance(X, list | tuple):
-        return X
+    if isinstance(X, Sequence) and not isinstance(X, str | bytes | bytearray | memoryview):
+        return X  # a list, a tuple, or a lazy column such as those of Hugging Face's datasets
     shape = _shape_of(X)
     one_column = len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)
     if not one_column or isinstance(X, torch.Tensor):
         return None
     column = np.asarray(X)
+    if column.dtype.kind == "S":
+        raise TypeError(
+            f"X is an array of NumPy's bytes ({column.dtype}), which lose zeros at their end. Pass "
+            "a list of the files' bytes, or an array with dtype=object."
+        )
     if column.shape != shape or column.dtype.kind not in "OUT":
         return None  # numbers, or a sparse matrix
     return list(column.reshape(-1).tolist())
 
 
-def _kind_of_elements(elements: Sequence[Any]) -> Kind:
+def _kind_of_elements(elements: Sequence[Any], column: str) -> Kind:
     if not elements:
         return "paths"  # refused as empty later, in the words that fit a listing
+    _refuse_pairs(elements)
+    missing = [i for i, element in enumerate(elements) if _is_missing(element)]
     kinds = [_kind_of_element(element) for element in elements]
+    if missing and (len(missing) == len(elements) or set(kinds) & {"paths", "images"}):
+        raise ValueError(_missing_message(missing, elements, column))
     for i, kind in enumerate(kinds):
         if kind != kinds[0]:
             raise TypeError(
-                f"X mixes kinds of samples: X[0] is {_describe(elements[0])} and X[{i}] is "
+                f"X mixes kinds of samples{column}: X[0] is {_describe(elements[0])} and X[{i}] is "
                 f"{_describe(elements[i])}. Pass paths only, or images only."
             )
+    if kinds[0] == "rows" and _is_unknown(elements[0]):
+        raise TypeError(
+            f"X[0]{column} is {_describe(elements[0])}, which is no image. Pass arrays, PIL "
+            "images, paths or the bytes of image files."
+        )
     return kinds[0]
 
 
+def _is_unknown(element: Any) -> bool:
+    """Whether scikit-learn could make no row of this."""
+    if isinstance(element, Mapping):
+        return True
+    return not (isinstance(element, Number) or hasattr(element, "__len__"))
+
+
 def _kind_of_element(element: Any) -> Kind:
-    if isinstance(element, str | os.PathLike):
+    if isinstance(element, str | os.PathLike | bytes | bytearray) or _is_record(element):
         return "paths"
     if isinstance(element, Image.Image):
         return "images"
@@ -117,12 +151,91 @@ def _kind_of_element(element: Any) -> Kind:
     return "rows"
 
 
+def _is_record(element: Any) -> bool:
+    """Whether this is a file as Hugging Face's datasets and parquet files hold it."""
+    return isinstance(element, Mapping) and "bytes" in element
+
+
+def _is_missing(element: Any) -> bool:
+    if _is_record(element):
+        return element["bytes"] is None and element.get("path") is None
+    is_nan = isinstance(element, float) and math.isnan(element)
+    return element is None or is_nan or type(element).__name__ in ("NAType", "NaTType")
+
+
+def _missing_message(rows: list[int], elements: Sequence[Any], column: str) -> str:
+    named = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
+    return (
+        f"X{column} has no image, but {shown(elements[rows[0]])}, in {len(rows)} of "
+        f"{len(elements)} rows: {named} (counted from 0). Leave those rows out, in y as well, or "
+        "pass their paths."
+    )
+
+
+def _name_of_column(X: Any) -> str:
+    """How messages tell which column X is, where it has a name."""
+    columns = getattr(X, "columns", None)
+    name = getattr(X, "name", None) if columns is None else next(iter(columns), None)
+    return "" if name is None or callable(name) else f" (column {shown(name)})"
+
+
+def _refuse_column_of_pictures(X: Any) -> None:
+    """Refuse a table in which one column of several holds paths, files or pictures."""
+    try:
+        first = np.asarray(X[:1])
+    except Exception:  # no table that can be sliced
+        return
+    if first.dtype.kind not in "OUT" or first.ndim != 2 or not len(first):
+        return
+    row, columns = first[0].tolist(), getattr(X, "columns", None)
+    found = [j for j, value in enumerate(row) if _kind_of_element(value) != "rows"]
+    if not found or (columns is None and len(found) == len(row)):
+        return
+    names = list(range(first.shape[1])) if columns is None else list(columns)
+    name = names[found[0]]
+    alone = f"X[:, {name}]" if columns is None else f"X[{shown(name)}]"
+    raise ValueError(
+        f"X has {len(names)} columns, {shown_several(names)}, and column {shown(name)} holds "
+        f"{_describe(row[found[0]])} in row 0. Pass the column of the pictures alone, "
+        f"such as {alone}, and the labels as y."
+    )
+
+
+def _refuse_pairs(elements: Sequence[Any]) -> None:
+    """Refuse a list of (image, label), as what iterates over a torch Dataset gives."""
+    first = elements[0]
+    if not isinstance(first, list | tuple) or len(first) != 2:
+        return
+    if _kind_of_element(first[0]) != "rows":
+        raise TypeError(
+            f"X[0] is a pair of {_describe(first[0])} and {_describe(first[1])}. Pass images and "
+            "labels apart: [image for image, _ in X] as X, [label for _, label in X] as y."
+        )
+
+
+def _dataset_message(X: Any) -> str:
+    if isinstance(X, DataLoader):
+        return (
+            "X is a torch DataLoader. Pass the images of its dataset, [image for image, _ in ds] "
+            "with ds = loader.dataset, and their labels as y."
+        )
+    if isinstance(getattr(X, "samples", None), list):
+        return (
+            f"X is a torch Dataset ({type(X).__name__}). Pass its files, [path for path, _ in "
+            "ds.samples], as X and ds.targets as y; or the images, [image for image, _ in ds]."
+        )
+    return (
+        f"X is a torch Dataset ({type(X).__name__}). Pass its images, [image for image, _ in ds], "
+        "as X and its labels, [label for _, label in ds], as y."
+    )
+
+
 def _describe(element: Any) -> str:
     text = f"a {type(element).__name__}"
     if isinstance(element, np.ndarray | torch.Tensor):
         text += f" of shape {tuple(element.shape)}"
-    elif isinstance(element, str | Real):
-        text += f" ({element!r})"
+    elif isinstance(element, str | bytes | Real):
+        text += f" ({shown(element)})"
     return text
 
 
@@ -136,51 +249,98 @@ def _channel_axis(shape: tuple[int, ...], name: str) -> int | None:
     raise ValueError(
         f"{name} has no axis of 1, 3 or 4 channels. An image is (h, w), (h, w, c) or "
         f"(c, h, w), an array of n images (n, h, w), (n, h, w, c) or (n, c, h, w), "
-        f"with c of 1, 3 or 4."
+        f"with c of 1, 3 or 4. Of pictures with other channels, bands=(red, green, blue) chooses "
+        "three by their numbers, counted from 0."
     )
+
+
+def _band_axis(shape: tuple[int, ...], bands: Bands, name: str) -> int:
+    """Find the bands of one image: the odd axis of a square one, else the shorter end."""
+    if len(shape) != 3:
+        raise ValueError(
+            f"{name} has no bands, of which bands={bands} could choose. An image is (h, w, c) or "
+            "(c, h, w), an array of n images (n, h, w, c) or (n, c, h, w)."
+        )
+    first, middle, last = shape
+    axis = 0 if first != middle and (middle == last or first < last) else -1
+    if shape[axis] <= max(bands):
+        raise ValueError(_too_few_bands(f"{name} has", shape[axis], bands))
+    return axis
+
+
+def _too_few_bands(subject: str, n: int, bands: Bands) -> str:
+    return (
+        f"{subject} {n} {'band' if n == 1 else 'bands'}, which are numbered from 0, but "
+        f"bands={bands} asks for number {max(bands)}"
+    )
+
+
+def _take_bands(block: Array, bands: Bands | None) -> Array:
+    """Choose the bands of images of one shape, (b, h, w, c) or (b, c, h, w)."""
+    if bands is None:
+        return block
+    axis = _band_axis(block.shape[1:], bands, "X")
+    return np.stack(_views_of_bands(block, axis, bands), axis=-1)
+
+
+def _views_of_bands(block: Array, axis: int, bands: Sequence[int]) -> list[Array]:
+    last = np.moveaxis(block, 1 if axis == 0 else -1, -1)
+    return [last[..., band] for band in bands]
 
 
 # Checking X --------------------------------------------------------------------------
 
-Samples: TypeAlias = "Array | list[Array | Image.Image] | list[str]"
+File: TypeAlias = str | bytes  # a path, or what the file holds
+Samples: TypeAlias = "Array | list[Array | Image.Image] | list[File]"
 
 
-def _checked_samples(X: Any, kind: Kind) -> Samples:
+def _checked_samples(X: Any, kind: Kind, bands: Bands | None) -> Samples:
     """Check X and bring it to the plainest type for its kind, copying nothing large."""
     if kind == "rows":
         return np.asarray(check_array(X, input_name="X"))
     if kind == "arrays":
-        return _checked_array(X, "X", first_axis="samples")
+        return _checked_array(X, "X", "samples", bands)
     elements = _elements(X) or []
     if not elements:
         raise ValueError(_empty_message((0,)))
     if kind == "paths":
-        return [os.fsdecode(path) for path in elements]
-    return [_checked_image(image, f"X[{i}]") for i, image in enumerate(elements)]
+        return [_checked_file(element) for element in elements]
+    return [_checked_image(image, f"X[{i}]", bands) for i, image in enumerate(elements)]
+
+
+def _checked_file(element: Any) -> File:
+    if _is_record(element):
+        element = element["path"] if element["bytes"] is None else element["bytes"]
+    return bytes(element) if isinstance(element, bytes | bytearray) else os.fsdecode(element)
 
 
 def _empty_message(shape: tuple[int, ...]) -> str:
     return f"Found array with 0 sample(s) (shape={shape}) while a minimum of 1 is required."
 
 
-def _checked_image(image: Any, name: str) -> Array | Image.Image:
+def _checked_image(image: Any, name: str, bands: Bands | None) -> Array | Image.Image:
     if not isinstance(image, Image.Image):
-        return _checked_array(image, name, first_axis="pixels")
+        return _checked_array(image, name, "pixels", bands)
     if 0 in image.size:
         raise ValueError(f"{name} has no pixels: its size is {image.size}.")
     return image
 
 
-def _checked_array(X: Any, name: str, first_axis: Literal["samples", "pixels"]) -> Array:
+def _checked_array(
+    X: Any, name: str, first_axis: Literal["samples", "pixels"], bands: Bands | None
+) -> Array:
     array = _to_numpy(X)
-    image_shape = array.shape
+    image_shape, whole = array.shape, f"{name} of shape {array.shape}"
     if first_axis == "samples":
         if len(array) == 0:
             raise ValueError(_empty_message(array.shape))
         name, image_shape = "X[0]", array.shape[1:]
     if 0 in image_shape:
         raise ValueError(f"{name} has no pixels: its shape is {image_shape}.")
-    _channel_axis(image_shape, f"{name} of shape {image_shape}")
+    if bands is None:
+        _channel_axis(image_shape, whole)
+    else:
+        _band_axis(image_shape, bands, whole)
     if array.dtype.kind == "c":
         raise ValueError("Complex data not supported")
     if array.dtype.kind not in "buif":
@@ -219,12 +379,19 @@ class ImageFormat:
     learned_from : {"given", "8-bit", "values"}
         Whether `pixel_range` is the user's, what 8-bit images mean, or was decided from
         the values of other arrays.
+    in_colour : bool, default=False
+        Whether fit saw files or pictures with colours, so that an array (h, w, 3) is most likely
+        one of them, and not h grey pictures.
+    bands : tuple of int or None, default=None
+        Numbers of the channels that are red, green and blue; None where there are no others.
     """
 
     kind: Kind
     image_shape: tuple[int, ...] | None
     pixel_range: Range
     learned_from: Literal["given", "8-bit", "values"]
+    in_colour: bool = False
+    bands: Bands | None = None
 
     def range_of(self, dtype: np.dtype[Any]) -> Range:
         """Give the range of an array of this dtype; ValueError if fit could not know it."""
@@ -258,6 +425,7 @@ def learn_format(
     *,
     image_shape: Sequence[int] | None = None,
     pixel_range: Sequence[float] | None = None,
+    bands: Sequence[int] | None = None,
     rows: npt.ArrayLike | None = None,
 ) -> ImageFormat:
     """Decide how X and what comes after it are to be read.
@@ -270,6 +438,8 @@ def learn_format(
         Shape of the image in one row, (h, w), (h, w, c) or (c, h, w).
     pixel_range : (low, high), default=None
         The values that become 0 and 255. Counts for all arrays, not for files or PIL images.
+    bands : (red, green, blue), default=None
+        Numbers of the channels to take, where arrays and files have others.
     rows : array-like of bool of shape (n_samples,), default=None
         The samples to look at when deciding the range.
 
@@ -277,38 +447,88 @@ def learn_format(
     -------
     fmt : ImageFormat
     """
-    given_shape = None if image_shape is None else _checked_image_shape(image_shape)
+    chosen = None if bands is None else _checked_bands(bands)
+    given_shape = None if image_shape is None else _checked_image_shape(image_shape, chosen)
     given_range = None if pixel_range is None else _checked_range(pixel_range)
     kind = kind_of(X)
-    samples = _checked_samples(X, kind)
+    samples = _checked_samples(X, kind, chosen)
     if kind == "rows":
         assert isinstance(samples, np.ndarray)
         given_shape = _row_shape(samples, given_shape)
+        if chosen is not None:
+            _band_axis(given_shape, chosen, f"image_shape={given_shape}")
+    in_colour = _in_colour(samples, given_shape, chosen)
     if given_range is not None:
-        return ImageFormat(kind, given_shape, given_range, "given")
-    return ImageFormat(kind, given_shape, *_learn_range(_arrays_in(samples, rows)))
+        return ImageFormat(kind, given_shape, given_range, "given", in_colour, chosen)
+    if chosen is not None and kind == "rows":
+        samples = samples.reshape(len(samples), *(given_shape or ()))  # type: ignore[union-attr]
+    learned = _learn_range(_of_bands(_arrays_in(samples, rows), kind, chosen))
+    return ImageFormat(kind, given_shape, *learned, in_colour, chosen)
 
 
-def _checked_image_shape(image_shape: Any) -> tuple[int, ...]:
+def _of_bands(arrays: list[Array], kind: Kind, bands: Bands | None) -> list[Array]:
+    """View the chosen bands alone: what the others hold says nothing of the range."""
+    if bands is None:
+        return arrays
+    blocks = [array[np.newaxis] if kind == "images" else array for array in arrays]
+    axes = [_band_axis(block.shape[1:], bands, "X") for block in blocks]
+    return [
+        view
+        for block, axis in zip(blocks, axes, strict=True)
+        for view in _views_of_bands(block, axis, sorted(set(bands)))
+    ]
+
+
+def _checked_bands(bands: Any) -> Bands:
+    valid = isinstance(bands, Sequence | np.ndarray) and len(bands) == 3
+    if valid and all(_is_integer(band) and band >= 0 for band in bands):
+        red, green, blue = map(int, bands)
+        return red, green, blue
+    raise ValueError(
+        "bands must be three numbers of channels, those of red, green and blue, counted from 0, "
+        f"such as (3, 2, 1); got {shown(bands)}."
+    )
+
+
+def _in_colour(samples: Samples, row_shape: tuple[int, ...] | None, bands: Bands | None) -> bool:
+    if bands is not None:
+        return True
+    if isinstance(samples, np.ndarray):
+        shapes = [samples.shape[1:] if samples.ndim > 2 else row_shape or ()]
+    elif any(isinstance(sample, str | bytes) for sample in samples):
+        return True
+    else:
+        shapes = [s.shape for s in samples if isinstance(s, np.ndarray)]
+        if any(isinstance(s, Image.Image) and len(s.getbands()) > 2 for s in samples):
+            return True
+    return any(len(shape) == 3 and shape[_channel_axis(shape, "X") or 0] > 1 for shape in shapes)
+
+
+def _checked_image_shape(image_shape: Any, bands: Bands | None) -> tuple[int, ...]:
     valid = isinstance(image_shape, Sequence | np.ndarray) and len(image_shape) in (2, 3)
-    if not valid or not all(isinstance(n, Integral) and int(n) > 0 for n in image_shape):
+    if not valid or not all(_is_integer(n) and int(n) > 0 for n in image_shape):
         raise ValueError(
-            f"image_shape must be (h, w), (h, w, c) or (c, h, w); got {image_shape!r}."
+            f"image_shape must be (h, w), (h, w, c) or (c, h, w); got {shown(image_shape)}."
         )
     shape = tuple(int(n) for n in image_shape)
-    _channel_axis(shape, f"image_shape={shape}")
+    if bands is None:
+        _channel_axis(shape, f"image_shape={shape}")
     return shape
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _checked_range(pixel_range: Any) -> Range:
     valid = isinstance(pixel_range, Sequence | np.ndarray) and len(pixel_range) == 2
-    if valid and all(isinstance(value, Real) for value in pixel_range):
+    if valid and all(isinstance(v, Real) and not isinstance(v, bool) for v in pixel_range):
         low, high = (float(value) for value in pixel_range)
         if low < high and math.isfinite(high - low):
             return low, high
     raise ValueError(
         f"pixel_range must be two finite numbers, low < high, the values of black and white; "
-        f"got {pixel_range!r}."
+        f"got {shown(pixel_range)}."
     )
 
 
@@ -430,8 +650,8 @@ def listed(paths: Sequence[str], remarks: Sequence[str] = ()) -> str:
 
     A name with a line feed, or with bytes that are no text, is shown as Python writes it.
     """
-    shown = [path if path.isprintable() else repr(path) for path in paths[:10]]
-    lines = [f"  {a}{b}" for a, b in zip_longest(shown, remarks, fillvalue="")]
+    named = [shown_path(path) for path in paths[:10]]
+    lines = [f"  {a}{b}" for a, b in zip_longest(named, remarks, fillvalue="")]
     if len(paths) > 10:
         lines.append(f"  and {len(paths) - 10} more")
     return "\n".join(lines)
@@ -535,14 +755,46 @@ def open_images(X: Any, fmt: ImageFormat) -> Images:
     images : Images
     """
     kind = kind_of(X)
-    samples = _checked_samples(X, kind)
+    if kind == "arrays" and fmt.in_colour:
+        _refuse_one_picture(_shape_of(X))
+    samples = _checked_samples(X, kind, fmt.bands)
     if isinstance(samples, np.ndarray):
         if kind == "rows":
             samples = samples.reshape(len(samples), *_known_row_shape(samples, fmt))
-        return _ArrayImages(samples, fmt.range_of(samples.dtype))
+        return _ArrayImages(samples, fmt.range_of(samples.dtype), fmt.bands)
+    if kind == "paths" and fmt.bands is not None:
+        return _BandFiles(samples, fmt, fmt.bands)  # type: ignore[arg-type]
     if kind == "paths":
         return _FileImages(samples)  # type: ignore[arg-type]
     return _ListImages(samples, fmt)  # type: ignore[arg-type]
+
+
+def looks_like_one_picture(X: Any) -> bool:
+    """Whether X is an array (h, w, 3) or (h, w, 4): one picture, or h grey ones of that width."""
+    shape = _shape_of(X)
+    return len(shape) == 3 and shape[-1] in (3, 4) and _elements(X) is None
+
+
+def one_picture_message(shape: tuple[int, ...]) -> str:
+    """Say how an array (h, w, 3) or (3, h, w) is read, and what to pass instead."""
+    n, *size = shape
+    return (
+        f"X of shape {shape} is read as {n} grey pictures of {size[0]} x {size[1]} pixels. If it "
+        "is one picture in colour, put it into a list: [image]."
+    )
+
+
+def _refuse_one_picture(shape: tuple[int, ...]) -> None:
+    """Refuse or doubt what is most likely one picture, where fit saw pictures in colour."""
+    if len(shape) != 3:
+        return
+    if shape[-1] in (3, 4):
+        raise ValueError(
+            f"{one_picture_message(shape)} If they are grey pictures, pass them in another shape, "
+            f"{(*shape, 1)}."
+        )
+    if shape[0] in (3, 4):  # of torch; but there may as well be three grey pictures
+        warnings.warn(one_picture_message(shape), UserWarning, stacklevel=4)
 
 
 def _known_row_shape(X: Array, fmt: ImageFormat) -> tuple[int, ...]:
@@ -558,18 +810,20 @@ def _known_row_shape(X: Array, fmt: ImageFormat) -> tuple[int, ...]:
 class _ArrayImages(Images):
     """Images of one shape in one array, never copied as a whole."""
 
-    def __init__(self, array: Array, pixel_range: Range) -> None:
+    def __init__(self, array: Array, pixel_range: Range, bands: Bands | None) -> None:
         self._array = array
         self._range = pixel_range
+        self._bands = bands
 
     def __len__(self) -> int:
         return len(self._array)
 
     def digest(self, i: int) -> bytes:
-        return _digest(self._array[i], self._range)
+        return _digest(_take_bands(self._array[i : i + 1], self._bands)[0], self._range)
 
     def batch(self, indices: Sequence[int], size: int | None = None) -> torch.Tensor:
-        return _to_rgb(self._array[np.asarray(indices, dtype=np.intp)], self._range)
+        block = self._array[np.asarray(indices, dtype=np.intp)]
+        return _to_rgb(_take_bands(block, self._bands), self._range)
 
 
 class _Listing(Images):
@@ -606,6 +860,7 @@ class _ListImages(_Listing):
             fmt.range_of(image.dtype) if isinstance(image, np.ndarray) else EIGHT_BIT
             for image in images
         ]
+        self._bands = fmt.bands
 
     def __len__(self) -> int:
         return len(self._images)
@@ -624,26 +879,35 @@ class _ListImages(_Listing):
 
     def _read(self, i: int, size: int | None) -> Array:
         image = self._images[i]
-        return image if isinstance(image, np.ndarray) else pillow_to_rgb(image)
+        if self._bands is None:
+            return image if isinstance(image, np.ndarray) else pillow_to_rgb(image)
+        if not isinstance(image, np.ndarray):
+            return _bands_of_picture(pillow_bands(image), self._bands)
+        picked: Array = _take_bands(image[np.newaxis], self._bands)[0]
+        return picked
 
 
 class _FileImages(_Listing):
-    """Files, decoded each time they are asked for."""
+    """Files, by their paths or as bytes, decoded each time they are asked for."""
 
-    def __init__(self, paths: list[str]) -> None:
-        self._paths = paths
+    def __init__(self, files: list[File]) -> None:
+        self._files = files
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._files)
 
     def name(self, i: int) -> str:
-        return self._paths[i]
+        file = self._files[i]
+        return file if isinstance(file, str) else super().name(i)
 
     def digest(self, i: int) -> bytes:
+        file = self._files[i]
+        if isinstance(file, bytes):
+            return _digest_of_none(i) if i in self.noted else xxhash.xxh3_128_digest(file)
         if i not in self.noted:
             try:
-                with open(self._paths[i], "rb") as file:
-                    return xxhash.xxh3_128_digest(file.read())
+                with open(file, "rb") as opened:
+                    return xxhash.xxh3_128_digest(opened.read())
             except Exception as error:
                 self._note_error(i, error)
         return _digest_of_none(i)
@@ -654,16 +918,52 @@ class _FileImages(_Listing):
         return _stack([torch.from_numpy(self._pixels(i, size)).permute(2, 0, 1) for i in indices])
 
     def _read(self, i: int, size: int | None) -> Array:
-        return decode_file(self._paths[i], size)
+        return decode_file(self._files[i], size)
 
     @contextmanager
     def noting(self) -> Iterator[Mapping[int, str]]:
         """See :meth:`Images.noting`; what is missing is noted before anything is read."""
         with super().noting() as bad:
-            for i, path in enumerate(self._paths):
-                if not os.path.isfile(path):
+            for i, file in enumerate(self._files):
+                if isinstance(file, str) and not os.path.isfile(file):
                     self._pixels(i)
             yield bad
+
+
+class _BandFiles(_FileImages):
+    """Files with several bands, of which three are chosen."""
+
+    def __init__(self, files: list[File], fmt: ImageFormat, bands: Bands) -> None:
+        super().__init__(files)
+        self._format = fmt
+        self._bands = bands
+
+    def digest(self, i: int) -> bytes:
+        """See :meth:`Images.digest`; the same file with other bands is another image."""
+        how = f" {self._bands} {self._format.pixel_range} {self._format.learned_from}"
+        return xxhash.xxh3_128_digest(super().digest(i) + how.encode())
+
+    def _read(self, i: int, size: int | None) -> Array:
+        pixels = _bands_of_picture(decode_bands(self._files[i]), self._bands)
+        scaled: Array = scale_to_uint8(pixels, self._range_of(pixels))
+        return scaled
+
+    def _range_of(self, pixels: Array) -> Range:
+        if self._format.learned_from == "given" or pixels.dtype in (np.uint8, np.bool_):
+            return self._format.range_of(pixels.dtype)
+        if pixels.dtype == np.uint16:
+            return (0.0, 65535.0)
+        raise ValueError(
+            f"its pixels are of {pixels.dtype}, of no known range; set pixel_range=(black, white)"
+        )
+
+
+def _bands_of_picture(pixels: Array, bands: Bands) -> Array:
+    """Choose the bands of one picture (h, w, n)."""
+    n = pixels.shape[-1]
+    if n <= max(bands):
+        raise ValueError(_too_few_bands("it has", n, bands))
+    return np.stack([pixels[..., band] for band in bands], axis=-1)
 
 
 def _digest_of_none(i: int) -> bytes:

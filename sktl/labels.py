@@ -12,6 +12,8 @@ from sklearn.utils import column_or_1d, compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite, check_array, check_non_negative
 
+from .messages import shown, shown_several
+
 
 def check_labels(y: Any, estimator: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """Find the classes in y.
@@ -58,7 +60,8 @@ def check_labels(y: Any, estimator: str) -> tuple[npt.NDArray[Any], npt.NDArray[
     classes, labels = np.unique(y, return_inverse=True)
     if len(classes) < 2:
         raise ValueError(
-            f"y holds one class only, {classes.tolist()}; {estimator} needs at least 2 classes."
+            f"y holds one class only, {shown_several(classes.tolist())}; {estimator} needs at "
+            "least 2 classes."
         )
     return classes, labels.astype(np.int64)
 
@@ -74,7 +77,10 @@ def class_numbers(name: str, y: Any, classes: npt.NDArray[Any]) -> npt.NDArray[n
     labels = column_or_1d(y, warn=True)
     unknown = sorted(set(labels.tolist()) - set(classes.tolist()), key=str)
     if unknown:
-        raise ValueError(f"{name} holds {unknown}, which are not in classes={classes.tolist()}.")
+        raise ValueError(
+            f"{name} holds {shown_several(unknown)}, which are not in "
+            f"classes={shown_several(classes.tolist())}."
+        )
     numbers: npt.NDArray[np.int64] = np.searchsorted(classes, labels).astype(np.int64)
     return numbers
 
@@ -142,10 +148,10 @@ def _check_kinds(labels: Sequence[Any]) -> None:
         return
     first = others[0]
     if not isinstance(first, Real) or first != first:
-        raise ValueError(f"Input y contains {first!r} among text. Leave out such images.")
+        raise ValueError(f"Input y contains {shown(first)} among text. Leave out such images.")
     raise TypeError(
-        f"y mixes text with {first!r} ({type(first).__name__}). Pass labels of one kind, either "
-        "all text or all numbers."
+        f"y mixes text with {shown(first)} ({type(first).__name__}). Pass labels of one kind, "
+        "either all text or all numbers."
     )
 
 
@@ -153,13 +159,13 @@ def _check_class_weight(class_weight: dict[Any, Any], classes: list[Any]) -> Non
     for label, weight in class_weight.items():
         if not isinstance(weight, Real) or not 0 <= float(weight) < np.inf:
             raise ValueError(
-                f"class_weight gives {weight!r} to class {label!r}; a weight is a finite number of "
-                "at least 0."
+                f"class_weight gives {shown(weight)} to class {shown(label)}; a weight is a finite "
+                "number of at least 0."
             )
     unknown = set(class_weight) - set(classes)
     # Weights of classes that a fold happens to lack are welcome.
     if unknown and set(classes) - set(class_weight):
         raise ValueError(
-            f"class_weight has weights for {sorted(unknown, key=str)}, which are not in y. Choose "
-            f"from its classes, {classes}."
+            f"class_weight has weights for {shown_several(sorted(unknown, key=str))}, which "
+            f"are not in y. Choose from its classes, {shown_several(classes)}."
         )

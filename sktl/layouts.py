@@ -219,6 +219,9 @@ def _adaptation(value: Any, where: str) -> Bunch:
     return Bunch(**found | {"proportions": np.array(found["proportions"], dtype=np.float64)})
 
 
+_bands = tuple_of(integer(0, 2**15), 3)
+
+
 def images(value: Any, where: str) -> dict[str, Any]:
     """How X is read."""
     found: dict[str, Any] = record(
@@ -227,10 +230,15 @@ def images(value: Any, where: str) -> dict[str, Any]:
             "image_shape": optional(tuple_of(integer(1, 2**20), 2, 3)),
             "pixel_range": tuple_of(number(), 2),
             "learned_from": one_of("given", "8-bit", "values"),
-        }
+        },
+        {"in_colour": flag, "bands": optional(_bands)},
     )(value, where)
     shape, (low, high) = found["image_shape"], found["pixel_range"]
-    if shape and len(shape) == 3 and not {shape[0], shape[2]} & set(CHANNELS):
+    found.setdefault("in_colour", found["kind"] == "paths")  # older files lack it
+    bands = found.get("bands")
+    if bands is not None and shape and (len(shape) != 3 or max(bands) >= max(shape)):
+        refuse(str(shape), f"{where}.image_shape", f"an image with the bands {bands}")
+    if bands is None and shape and len(shape) == 3 and not {shape[0], shape[2]} & set(CHANNELS):
         refuse(str(shape), f"{where}.image_shape", f"an image of {CHANNELS} channels")
     if not low < high or not math.isfinite(high - low):
         refuse(str((low, high)), f"{where}.pixel_range", "two numbers, of which the first is less")
@@ -312,6 +320,7 @@ _parameters = {
     "backbone": _backbone_name,
     "image_shape": optional(tuple_of(integer(1, 2**20), 2, 3)),
     "pixel_range": optional(tuple_of(number(), 2)),
+    "bands": optional(_bands),
     "cache": one_of("memory", None),
     "device": _device,
     "n_jobs": optional(integer(-1024, 1024)),

@@ -29,8 +29,6 @@ class Solution:
     ----------
     weight : float64 tensor of shape (n_classes, n_features)
     bias : float64 tensor of shape (n_classes,)
-    logits : float64 tensor of shape (n, n_classes)
-        Of the rows.
     loss : float
         Mean loss with the penalty.
     n_iter : int
@@ -39,7 +37,6 @@ class Solution:
 
     weight: Tensor
     bias: Tensor
-    logits: Tensor
     loss: float
     n_iter: int
 
@@ -123,7 +120,7 @@ def solve(
             break
     unknowns[:, -1] -= unknowns[:, -1].mean()  # the same for all classes, it means nothing
     weight, bias = problem.weight_and_bias(unknowns)
-    return Solution(weight, bias, problem.logits(unknowns).T, loss, n_iter)
+    return Solution(weight, bias, loss, n_iter)
 
 
 def _search(

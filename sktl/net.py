@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import skorch
 import torch
-from skorch.callbacks import Callback, EpochTimer, PassthroughScoring, PrintLog
+from skorch.callbacks import Callback, EpochTimer, LRScheduler, PassthroughScoring, PrintLog
 from skorch.utils import FirstStepAccumulator, to_device
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,6 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from . import logistic
 from .batches import FeatureRows, Mixer, TensorBatches
+from .cache import FeatureCache
 from .depthwise import train_depthwise_fast
 from .heads import SquareRoot
 from .optimization import (
@@ -28,11 +29,13 @@ from .optimization import (
     StepSizes,
     TrainingPlan,
     default_lr,
+    has_decay,
     optimizer_settings,
     parameter_groups,
     quick_step,
 )
 from .parallel import processes
+from .solutions import recall_or_solve
 
 _MIN_MOMENTUM = 0.1  # torch's default for batch norm
 _BATCH_EVENTS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
@@ -132,6 +135,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
         self.stages = stages
         self.prepare = prepare
         self.valid_rows: FeatureRows | None = None
+        self.cache: FeatureCache | None = None
         self._is_ready = False
 
     @property
@@ -157,6 +161,18 @@ class SuffixNet(skorch.NeuralNetClassifier):
         log = [("print_log", PrintLog())] if self.verbose else []
         loss = PassthroughScoring(name="train_loss", on_train=True)
         return [("epoch_timer", EpochTimer()), ("train_loss", loss), *log]
+
+    def notify(self, method_name: str, **kwargs: Any) -> None:
+        """Tell callbacks what skorch tells them: y are labels, and weights those to be kept."""
+        if "batch" in kwargs:
+            features, (labels, _) = kwargs["batch"]
+            kwargs["batch"] = features, labels
+        kept = self.averaged() if method_name == "on_epoch_end" else contextlib.nullcontext()
+        with kept:
+            super().notify(method_name, **kwargs)
+
+    def check_data(self, X: Any, y: Any) -> None:
+        """Look for nothing: the classes are known, and who makes the rows has checked them."""
 
     def get_dataset(self, X: Any, y: Any = None) -> FeatureRows:
         """Wrap features that aren't wrapped yet."""
@@ -200,17 +216,27 @@ class SuffixNet(skorch.NeuralNetClassifier):
 
     # An epoch -------------------------------------------------------------------------
 
-    def begin(self, n_rows: int, valid_rows: FeatureRows | None = None) -> None:
-        """Get ready to train on so many rows, and to watch others."""
+    def begin(
+        self,
+        n_rows: int,
+        valid_rows: FeatureRows | None = None,
+        cache: FeatureCache | None = None,
+    ) -> None:
+        """Get ready to train on so many rows, to watch others, and to find solved heads."""
         plan = self.plan
         n_batches = max(1, -(-n_rows // plan.batch_size))
         n_steps = plan.max_epochs * -(-n_batches // plan.accumulation_steps)
         self._get_ready(plan, n_steps)
         self.valid_rows = valid_rows
+        self.cache = cache
 
     def _get_ready(self, plan: TrainingPlan, n_steps: int) -> None:
         self.valid_rows = None
         processes().agree(*self.module_.parameters(), *self.module_.buffers())
+        penalised = self.module_.head.named_parameters() if plan.head_penalty else ()
+        self._penalised = [p for name, p in penalised if has_decay(name, p)]
+        if any(isinstance(callback, LRScheduler) for _, callback in self.callbacks_):
+            plan = replace(plan, schedule="constant", warmup=0.0)  # the callback sets the rates
         self._step_sizes = StepSizes(self.optimizer_, plan, n_steps)
         self._mixer = Mixer(plan.mixup, plan.cutmix) if plan.mixup or plan.cutmix else None
         self._average = WeightAverage(self.module_, plan.ema_decay) if plan.ema_decay else None
@@ -229,18 +255,21 @@ class SuffixNet(skorch.NeuralNetClassifier):
         self._step_sizes.finish()
         self._is_ready = False
         self._read = None
+        self.cache = None
 
     def unfreeze(self, n_stages: int) -> None:
         """Let the last stages train, and none before them.
 
-        Batch norm that has learned statistics keeps them: those of a small batch of few images
-        are a worse guide.
+        Only stages that begin or cease to train are touched, so that what a callback has frozen
+        stays so. Batch norm that has learned statistics keeps them: those of a small batch of few
+        images are a worse guide.
         """
+        before, first = self.n_stages - self._n_unfrozen, self.n_stages - n_stages
         self._n_unfrozen = n_stages
-        first = self.n_stages - n_stages
         for name, parameter in self.module_.named_parameters():
             stage = self._stage_of(name)
-            parameter.requires_grad_(stage is None or stage >= first)
+            if stage is not None and (stage >= first) != (stage >= before):
+                parameter.requires_grad_(stage >= first)
         self._frozen = [
             module
             for name, module in self.module_.suffix.named_modules()
@@ -277,6 +306,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
         values = processes().total(torch.stack(losses)).tolist()
         for row, value, size in zip(rows, values, sizes, strict=True):
             row.update(train_loss=value, train_batch_size=size)
+        self.history.record("train_batch_count", len(sizes))
         rates = {group["distance"]: group["lr"] for group in self.optimizer_.param_groups}
         self.history.record("lr", rates[min(rates)])
         of_stages = [distance for distance in rates if distance > 0]
@@ -297,7 +327,12 @@ class SuffixNet(skorch.NeuralNetClassifier):
 
     def _is_solved(self) -> bool:
         """Whether training is logistic regression, to its optimum."""
-        return self.full_batch and self._is_logistic() and self.lr == default_lr("lbfgs")
+        return (
+            self.full_batch
+            and self._is_logistic()
+            and self.lr == default_lr("lbfgs")
+            and self._all_of_it_trains()
+        )
 
     def _is_plain(self) -> bool:
         """Whether training is logistic regression, and nobody asks for more than its steps."""
@@ -305,10 +340,15 @@ class SuffixNet(skorch.NeuralNetClassifier):
         return (
             self._is_logistic()
             and type(self.optimizer_) in OPTIMIZERS.values()
+            and self._all_of_it_trains()
             and not any((self.prepare, plan.mixup, plan.cutmix, plan.ema_decay, plan.max_grad_norm))
             and plan.accumulation_steps == processes().size == 1
             and not self._is_watched()
         )
+
+    def _all_of_it_trains(self) -> bool:
+        """Whether no callback has frozen a part of the head or suffix."""
+        return all(parameter.requires_grad for parameter in self.module_.parameters())
 
     def _as_read(self, rows: FeatureRows) -> FeatureRows:
         """What the linear layer reads of the rows, found once for all epochs."""
@@ -351,6 +391,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
             logits = torch.addmm(column, weight, rows.T)
             loss, error = logistic.loss_and_error(logits, targets, shares)
             weight.grad, bias.grad = error @ rows, error.sum(1)
+            self._add_penalty()
             step()
             self._step_sizes.after_step()
             losses.append(loss)
@@ -392,6 +433,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
             self.optimizer_.zero_grad()
             results[:] = [self._add_part_of_gradient(batch, 1 / len(group)) for batch in group]
             processes().add_gradients(self.module_)
+            self._add_penalty()
             if self.plan.max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(self.module_.parameters(), self.plan.max_grad_norm)
             if watched:
@@ -453,6 +495,13 @@ class SuffixNet(skorch.NeuralNetClassifier):
         (share * loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach(), logits.detach()
 
+    @torch.no_grad()
+    def _add_penalty(self) -> None:
+        """Add the gradient of the head's L2 penalty, where the optimizer doesn't."""
+        for weight in self._penalised:
+            if weight.grad is not None:
+                weight.grad.add_(weight, alpha=self.plan.head_penalty)
+
     def _on_device(self, batch: Batch) -> Batch:
         # Looking at the batch is not free.
         return batch if self.device == "cpu" else to_device(batch, self.device)
@@ -471,23 +520,46 @@ class SuffixNet(skorch.NeuralNetClassifier):
         )
 
     @torch.no_grad()
-    def _validate(self, iterator: TensorBatches) -> None:
+    def _validate(self, batches: TensorBatches) -> None:
         """Record the loss and accuracy of the rows that don't train."""
         self.module_.eval()
         self.criterion_.eval()
         totals = torch.zeros(3, dtype=torch.float64)
+        evaluate = self._watched_sums if self._is_watched() else self._sums
         with self.averaged():
-            for batch in iterator:
-                features, (labels, weights) = to_device(batch, self.device)
-                logits = self.module_(features)
-                losses = self.criterion_(logits, labels)
-                right = logits.argmax(1) == labels
-                sums = [(weights * losses).sum(), (weights * right).sum(), weights.sum()]
-                totals += torch.stack(sums).cpu().double()
+            for batch in batches:
+                sums, _ = evaluate(batch)
+                totals += sums.cpu().double()
         processes().agree(totals)  # so that all stop after the same epoch
         loss, right, weight = totals.tolist()
-        self.history.record("valid_loss", loss / weight)
-        self.history.record("valid_accuracy", right / weight)
+        self.history.record("valid_batch_count", len(batches))
+        self._record_score("valid_loss", loss / weight, sign=-1)
+        self._record_score("valid_acc", right / weight, sign=1)
+
+    def _sums(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """A batch's loss, right answers and weights, each summed up; and its logits."""
+        features, (labels, weights) = to_device(batch, self.device)
+        logits = self.module_(features)
+        losses = self.criterion_(logits, labels)
+        right = logits.argmax(1) == labels
+        sums = [(weights * losses).sum(), (weights * right).sum(), weights.sum()]
+        return torch.stack(sums), logits
+
+    def _watched_sums(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Do as `_sums` does, and tell callbacks what skorch would tell."""
+        self.notify("on_batch_begin", batch=batch, training=False)
+        sums, logits = self._sums(batch)
+        loss = sums[0] / len(logits)
+        self.history.record_batch("valid_loss", float(loss))
+        self.history.record_batch("valid_batch_size", len(logits))
+        self.notify("on_batch_end", batch=batch, training=False, loss=loss, y_pred=logits)
+        return sums, logits
+
+    def _record_score(self, name: str, score: float, sign: int) -> None:
+        """Record an epoch's score and, as skorch does, whether it is the best so far."""
+        earlier = [row[name] for row in list(self.history)[:-1] if name in row]
+        self.history.record(name, score)
+        self.history.record(f"{name}_best", all(sign * score > sign * other for other in earlier))
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -529,22 +601,38 @@ class SuffixNet(skorch.NeuralNetClassifier):
         if not self._is_solved():
             step: dict[str, Any] = super().train_step(batch, **fit_params)
             return step
-        features, (labels, weights) = (to_device(part, self.device) for part in batch)
+        features, (labels, weights) = batch
+        solution = self._solution(features, labels, weights)
         linear = self.module_.head[-1]
-        solution = logistic.solve(
-            self._linear_inputs(features),
-            labels,
-            weights,
-            linear.out_features,
-            weight_decay=self.plan.weight_decay,
-            label_smoothing=self.criterion_.label_smoothing,
-            max_iter=self.optimizer__max_iter,
-        )
         with torch.no_grad():
             linear.weight.copy_(solution.weight)
             linear.bias.copy_(solution.bias)
         self.n_steps_ = solution.n_iter
-        return {"loss": torch.tensor(solution.loss), "y_pred": solution.logits}
+        logits = self.infer(features) if self._is_watched() else torch.empty(0)
+        return {"loss": torch.tensor(solution.loss), "y_pred": logits}
+
+    def _solution(self, features: Tensor, labels: Tensor, weights: Tensor) -> logistic.Solution:
+        """The optimum; a fit with all that it depends on may have found it before."""
+        linear = self.module_.head[-1]
+        settings = {
+            "weight_decay": self.plan.weight_decay,
+            "label_smoothing": self.criterion_.label_smoothing,
+            "max_iter": self.optimizer__max_iter,
+        }
+        layers = [type(layer).__name__ for layer in self.module_.head]
+
+        def solve() -> logistic.Solution:
+            inputs = self._linear_inputs(features.to(self.device))
+            rest = labels.to(self.device), weights.to(self.device)
+            return logistic.solve(inputs, *rest, linear.out_features, **settings)
+
+        return recall_or_solve(
+            self.cache,
+            (features, labels, weights),
+            (*layers, *settings.items(), self.device),
+            (linear.out_features, linear.in_features),
+            solve,
+        )
 
     def get_train_step_accumulator(self) -> FirstStepAccumulator:
         """Of the evaluations that a full-batch step makes, the last tells its result."""
@@ -639,11 +727,12 @@ def make_net(
     precision: str,
     device: torch.device,
     *,
+    n_classes: int,
     stages: dict[str, int] | None = None,
     prepare: Callable[[Tensor], Tensor] | None = None,
     callbacks: Any = None,
 ) -> SuffixNet:
-    """Set up a net that is ready to be fitted."""
+    """Set up a net that is ready to be fitted; it knows classes by their numbers."""
     train_depthwise_fast(suffix)
     module = SuffixAndHead(suffix, head.to(plan.dtype), precision)
     module.requires_grad_(True)
@@ -657,6 +746,7 @@ def make_net(
         criterion__criterion=plan.criterion,
         criterion__label_smoothing=plan.label_smoothing,
         train_split=None,
+        classes=np.arange(n_classes),
         predict_nonlinearity=_softmax,
         max_epochs=1 if plan.full_batch else plan.max_epochs,
         batch_size=-1 if plan.full_batch else plan.batch_size,

@@ -55,8 +55,9 @@ class TrainingPlan:
     layer_decay : float
         What a stage's step size is of that of the stage after it.
     weight_decay : float
-        L2 penalty: half of it times the squared norm of the weights is added to the mean loss
-        for "lbfgs"; for others it is the optimizer's own parameter. Biases and norms have none.
+        For the head, half of it times the squared norm of the weights is added to the mean loss.
+        For stages that train, and with an optimizer of the user's own for the head, too, it is
+        the optimizer's parameter. Biases and norms have none.
     schedule : str or callable
         One of `SCHEDULES`, or what makes a torch scheduler of the optimizer.
     warmup : float or None
@@ -103,6 +104,15 @@ class TrainingPlan:
         return self.optimizer == "lbfgs"
 
     @property
+    def head_penalty(self) -> float:
+        """Weight decay that the net must add to the head's gradient, since torch's AdamW doesn't.
+
+        That shrinks weights beside the loss, by the learning rate; for the others of `OPTIMIZERS`
+        a weight decay is this penalty.
+        """
+        return self.weight_decay if self.optimizer == "adamw" else 0.0
+
+    @property
     def dtype(self) -> torch.dtype:
         """Number format of head and suffix; a second-order method needs the digits."""
         return torch.float64 if self.full_batch else torch.float32
@@ -127,9 +137,7 @@ class TrainingPlan:
         )
 
 
-def choose_optimizer(
-    optimizer: OptimizerChoice, *, convex: bool, lr: float | None
-) -> OptimizerChoice:
+def choose_optimizer(optimizer: OptimizerChoice, *, convex: bool) -> OptimizerChoice:
     """Find what "auto" stands for, and the name of torch's own classes.
 
     Parameters
@@ -137,14 +145,12 @@ def choose_optimizer(
     optimizer : str or type
     convex : bool
         Whether only a linear head trains and nothing in training is random.
-    lr : float or None
-        A learning rate that is given always counts, so it asks for a method with steps.
     """
     if isinstance(optimizer, type):  # torch's classes are the same as their names
         return {kind: name for name, kind in OPTIMIZERS.items()}.get(optimizer, optimizer)
     if optimizer != "auto":
         return optimizer
-    return "lbfgs" if convex and lr is None else "adamw"
+    return "lbfgs" if convex else "adamw"
 
 
 def default_lr(optimizer: OptimizerChoice, *, frozen: bool = True) -> float:
@@ -202,22 +208,24 @@ def parameter_groups(
         torch's parameter groups; the head's come first. "distance" counts stages from the head.
     """
     groups: dict[tuple[int, bool], list[Tensor]] = {}
+    decay_of_head = plan.weight_decay - plan.head_penalty
     for name, parameter in named_parameters:
         stage = stage_of(name)
         distance = 0 if stage is None else n_stages - stage
-        groups.setdefault((distance, _decays(name, parameter)), []).append(parameter)
+        groups.setdefault((distance, has_decay(name, parameter)), []).append(parameter)
     return [
         {
             "params": parameters,
             "lr": plan.backbone_lr * plan.layer_decay ** (distance - 1) if distance else plan.lr,
-            "weight_decay": plan.weight_decay if decays else 0.0,
+            "weight_decay": (plan.weight_decay if distance else decay_of_head) if decays else 0.0,
             "distance": distance,
         }
         for (distance, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 
-def _decays(name: str, parameter: Tensor) -> bool:
+def has_decay(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay is for this weight: biases and norms have none."""
     last = name.rpartition(".")[2]
     return parameter.ndim > 1 and not any(word in last for word in _NO_DECAY)
 

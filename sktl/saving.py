@@ -118,7 +118,9 @@ def _encode(name: str, value: Any) -> Any:
         return [[_encode(name, label), _encode(name, weight)] for label, weight in value.items()]
     if name == "dtype" and isinstance(value, type):
         return value.__name__
-    if name in ("head", "image_shape", "pixel_range", "stage") and isinstance(value, list | tuple):
+    if name in ("bands", "head", "image_shape", "pixel_range", "stage") and isinstance(
+        value, list | tuple
+    ):
         return [_encode(name, item) for item in value]
     if isinstance(value, WeightsEnum):
         return _name_of_member(value)

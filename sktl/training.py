@@ -14,6 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
 from .batches import FeatureRows
+from .cache import FeatureCache
 from .compat import is_early_stopping
 from .net import Snapshot, SuffixNet
 from .parallel import processes
@@ -55,6 +56,7 @@ def train(
     valid_rows: FeatureRows | None = None,
     observer: Observer | None = None,
     *,
+    cache: FeatureCache | None = None,
     keep_epochs: bool = False,
 ) -> Outcome:
     """Fit the net.
@@ -68,6 +70,8 @@ def train(
         Rows that don't train. With the plan's `n_iter_no_change`, training stops when they are
         no longer classified better, and the best weights come back.
     observer : Observer or None, default=None
+    cache : FeatureCache or None, default=None
+        Where solved heads are found and kept.
     keep_epochs : bool, default=False
         Whether a KeyboardInterrupt ends training with the last whole epoch.
 
@@ -87,7 +91,7 @@ def train(
     if valid_rows is not None:
         valid_rows = _as_the_net_needs(net, valid_rows)
     with _random_numbers(net), suited_threads(_products_in_a_step(net, rows)):
-        net.begin(len(rows), valid_rows)
+        net.begin(len(rows), valid_rows, cache)
         net.notify("on_train_begin", X=rows, y=None)
         outcome = _run_epochs(net, rows, observer, keep_epochs)
         net.notify("on_train_end", X=rows, y=None)
@@ -168,7 +172,7 @@ class _Best:
         """Look at the last epoch; say whether there was no progress for too long."""
         net = self._net
         row = net.history[-1]
-        score = row["valid_accuracy"], -row["valid_loss"]
+        score = row["valid_acc"], -row["valid_loss"]
         if score > self._score:
             self._score, self._epoch = score, row["epoch"]
             with net.averaged():
@@ -194,8 +198,8 @@ def _products_in_a_step(net: SuffixNet, rows: FeatureRows) -> int:
 def _warn_unless_converged(net: SuffixNet) -> None:
     if net.full_batch and n_iterations(net) >= net.optimizer__max_iter:
         warnings.warn(
-            f"Training stopped after max_epochs={net.optimizer__max_iter} iterations without "
-            "having converged. Raise max_epochs or weight_decay.",
+            f"Training stopped after {net.optimizer__max_iter} iterations without having "
+            'converged. Raise weight_decay, or with optimizer="lbfgs" max_epochs.',
             ConvergenceWarning,
             stacklevel=3,
         )
@@ -214,7 +218,8 @@ def n_iterations(net: SuffixNet) -> int:
 def history_rows(net: SuffixNet) -> list[dict[str, Any]]:
     """A row an epoch: its number, seconds, losses, validation accuracy and learning rates."""
     names = {"dur": "seconds"}
-    own = {"batches", "train_batch_count", "valid_batch_count", "train_loss_best"}
+    own = {"batches", "train_batch_count", "valid_batch_count"}
+    own |= {f"{name}_best" for name in ("train_loss", "valid_loss", "valid_acc")}
     return [
         {names.get(k, k): _plain(value) for k, value in row.items() if k not in own}
         for row in net.history

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
-from skorch.callbacks import Callback, EarlyStopping
+from skorch.callbacks import Callback, EarlyStopping, InputShapeSetter
 from torch import nn
 
 from sktl import PretrainedImageClassifier, PretrainedImageFeatures
@@ -138,6 +138,8 @@ def test_images_without_pixels(refuses, X):
         (Image.new("L", (8, 8)), ValueError, ["single sample", "Put it in a list"]),
         (np.zeros((N, 5, 8, 8)), ValueError, [r"\(24, 5, 8, 8\)", "1, 3 or 4 channels"]),
         (np.zeros((N, 50)), ValueError, ["50", "image_shape"]),
+        (np.zeros((75, 19, 3)), ValueError, ["75 grey pictures", r"\[image\]", "24 labels"]),
+        (np.zeros((75, 19, 4)), ValueError, ["75 grey pictures", r"\[image\]", "24 labels"]),
         (np.zeros(N), ValueError, ["Expected 2D array", "Reshape your data"]),
         (np.zeros((N, 1, 1, 1, 1)), ValueError, ["dim 5"]),
         (np.zeros((N, 8, 8), dtype=complex), ValueError, ["Complex data not supported"]),
@@ -293,8 +295,14 @@ BAD_PARAMS = [
     ("freeze", "layer9", ValueError, ["'layer9'", '"all"', "features.7"]),
     ("freeze", 9, ValueError, ["freeze=9", "from -8 to 8"]),
     ("freeze", -9, ValueError, ["freeze=-9", "from -8 to 8"]),
-    ("freeze", 1.5, INVALID, ["freeze", "Got 1.5"]),
-    ("freeze", None, INVALID, ["freeze", "Got None"]),
+    ("freeze", 1.5, INVALID, ["freeze", '"all", "none"', "Got 1.5"]),
+    ("freeze", None, INVALID, ["freeze", '"all", "none"', "Got None"]),
+    ("freeze", True, INVALID, ["freeze", '"all", "none"', "Got True"]),
+    ("freeze", False, INVALID, ["freeze", '"all", "none"', "Got False"]),
+    ("freeze", np.True_, INVALID, ["freeze", '"all", "none"', "Got np.True_"]),
+    ("head", (True,), ValueError, [r"head=\(True,\)", "positive integers"]),
+    ("bands", (0, 1), ValueError, [r"\(0, 1\)", "red, green and blue"]),
+    ("bands", 3, INVALID, ["bands", "Got 3"]),
     ("pooling", "max", INVALID, ["pooling", "'avg'", "Got 'max'"]),
     ("head", "mlp", INVALID, ["head", "'linear'", "Got 'mlp'"]),
     ("head", (0,), ValueError, [r"head=\(0,\)", "positive integers"]),
@@ -334,6 +342,8 @@ BAD_PARAMS = [
     ("image_shape", (4, 4), ValueError, [r"image_shape=\(4, 4\)", "16", "64"]),
     ("image_shape", (64,), ValueError, [r"\(64,\)", r"\(h, w\)"]),
     ("image_shape", (0, 8), ValueError, [r"\(0, 8\)", r"\(h, w\)"]),
+    ("image_shape", (True, 64), ValueError, [r"\(True, 64\)", r"\(h, w\)"]),
+    ("pixel_range", (False, True), ValueError, [r"\(False, True\)", "low < high"]),
     ("image_shape", 64, INVALID, ["image_shape", "Got 64"]),
     ("pixel_range", (16, 0), ValueError, [r"\(16, 0\)", "low < high"]),
     ("pixel_range", (0, np.inf), ValueError, [r"\(0, inf\)", "finite"]),
@@ -348,6 +358,7 @@ BAD_PARAMS = [
     ("callbacks", 5, INVALID, ["callbacks", "list", "Got 5"]),
     ("callbacks", [5], TypeError, ["callbacks holds 5", "skorch.callbacks"]),
     ("callbacks", [("stop", print)], TypeError, ["callbacks holds", "skorch.callbacks"]),
+    ("callbacks", [InputShapeSetter()], ValueError, ["InputShapeSetter", "leave the callback out"]),
     ("random_state", "lucky", INVALID, ["random_state", "Got 'lucky'"]),
     ("verbose", "loud", INVALID, ["verbose", "Got 'loud'"]),
 ]
@@ -360,6 +371,71 @@ BAD_PARAMS = [
 )
 def test_bad_parameter(refuses, name, value, error, words):
     refuses(error, words, **{name: value})
+
+
+CONSTRAINTS = PretrainedImageClassifier._parameter_constraints
+NUMBERS = [
+    name for name, kinds in CONSTRAINTS.items() if not {"boolean", "verbose"} & set(map(str, kinds))
+]
+
+
+@pytest.mark.parametrize("value", [True, np.False_])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_bool_is_no_number(rows, name, value):
+    clf = PretrainedImageClassifier(image_size=SIZE).set_params(**{name: value})
+    message = rf"The '{name}' parameter .* Got {re.escape(repr(value))} instead"
+    with pytest.raises(INVALID, match=message):
+        clf.fit(*rows)
+
+
+def test_bools_that_are_meant(rows):
+    clf = PretrainedImageClassifier(image_size=SIZE, early_stopping=np.False_, verbose=False)
+    assert clf.fit(*rows).classes_.tolist() == [0, 1, 2]
+
+
+class Long:
+    """What shows itself at length, as networks and pictures do."""
+
+    def __repr__(self):
+        return "x" * 100_000
+
+
+class LongText(str):
+    def __repr__(self):
+        return "x" * 100_000
+
+
+LONG_VALUES = [Long(), "y" * 100_000, b"z" * 100_000, list(range(100_000)), LongText("long")]
+
+
+@pytest.mark.parametrize("value", LONG_VALUES, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("name", [*NUMBERS, "early_stopping", "warm_start", "verbose"])
+def test_long_values_are_shown_in_short(rows, name, value):
+    clf = PretrainedImageClassifier(image_size=SIZE).set_params(**{name: value})
+    accepted = [("cache", str), ("callbacks", list)]
+    if any(name == known and isinstance(value, kind) for known, kind in accepted):
+        return
+    with pytest.raises((TypeError, ValueError, OSError)) as caught:
+        clf.fit(*rows)
+    assert len(str(caught.value)) < 1000
+    assert not re.search(r"([xyz])\1{64}", str(caught.value))
+
+
+@pytest.mark.parametrize("value", LONG_VALUES, ids=lambda value: type(value).__name__)
+def test_long_values_in_X_and_y(rows, fitted, value):
+    X, y = rows
+    for wrong in ([value] * N, [X[0], *[value] * 23], [(value, value)] * N, value):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            PretrainedImageClassifier(image_size=SIZE).fit(wrong, y)
+        assert len(str(caught.value)) < 5000
+    for labels in ([*[value] * 12, *range(12)], [value] * N):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            PretrainedImageClassifier(image_size=SIZE).fit(X, labels)
+        assert len(str(caught.value)) < 1000
+    for method in (fitted.explain, fitted.adapt):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            method(X, method=value)
+        assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize(
@@ -513,7 +589,7 @@ class Interrupt(Callback):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError])
-@pytest.mark.parametrize("params", [{"lr": 1e-2, "max_epochs": 4}, {}])
+@pytest.mark.parametrize("params", [{"optimizer": "adamw", "max_epochs": 4}, {}])
 def test_an_interrupted_fit(refuses, error, params):
     when = 2 if params else 1
     refuses(error, [], callbacks=[Interrupt(error, when)], **params)
@@ -522,14 +598,14 @@ def test_an_interrupted_fit(refuses, error, params):
 def test_an_interrupt_while_early_stopping_waits(refuses):
     patient = EarlyStopping("train_loss", patience=100, sink=str)
     callbacks = [patient, Interrupt(KeyboardInterrupt, 2)]
-    refuses(KeyboardInterrupt, [], callbacks=callbacks, lr=1e-2)
+    refuses(KeyboardInterrupt, [], callbacks=callbacks, optimizer="adamw")
 
 
 def test_early_stopping_is_no_interrupt(rows):
     """It raises a KeyboardInterrupt, too; skorch means it as the regular end."""
     stopper = EarlyStopping("train_loss", patience=2, threshold=10, threshold_mode="abs", sink=str)
     clf = PretrainedImageClassifier(
-        image_size=SIZE, lr=1e-3, max_epochs=9, callbacks=[stopper], random_state=0
+        image_size=SIZE, optimizer="adamw", max_epochs=9, callbacks=[stopper], random_state=0
     )
     try:
         clf.fit(*rows)

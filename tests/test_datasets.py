@@ -70,6 +70,25 @@ def test_hidden_and_foreign_files_are_passed_over(flowers):
     assert list(bunch.target_names) == ["rose", "tulip"]
 
 
+LEFT_BY_SYSTEMS = [
+    *("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "#recycle"),
+    *(".ipynb_checkpoints", ".AppleDouble", ".thumbnails", ".@__thumb", "__pycache__"),
+]
+
+
+@pytest.mark.parametrize("name", LEFT_BY_SYSTEMS)
+def test_what_systems_leave_behind_is_no_class(flowers, name):
+    expected = load_image_folder(flowers)
+    for folder in (flowers, flowers / "rose"):
+        write(folder / name / "._m.png")
+        write(folder / name / "m.png")
+    write(flowers / "rose" / "._m.png")
+    bunch = load_image_folder(flowers)
+    assert list(bunch.data) == list(expected.data)
+    assert list(bunch.target_names) == ["rose", "tulip"]
+    assert bunch.skipped == {"hidden": 3}
+
+
 def test_companions_of_pictures_are_passed_over_in_silence(flowers):
     for name in (".DS_Store", "Thumbs.db", "desktop.ini", "README", "README.md", "labels.csv"):
         (flowers / name).write_text("")

@@ -206,6 +206,62 @@ def test_broken_links_are_found(tmp_path):
     ]
 
 
+WIDE = '<div style="width: 900px">much text</div>'
+PAGES = {
+    "cut.html": f'<div class="box" style="overflow: hidden">{WIDE}</div>',
+    "hidden_bar.html": f'<div style="overflow-x: auto; scrollbar-width: none">{WIDE}</div>',
+    "outside.html": f'<div style="overflow: clip"><article>{WIDE}</article></div>',
+    "page.html": WIDE,
+    "scrolls.html": f'<div style="overflow-x: auto">{WIDE}</div>',
+    "wraps.html": "<p>" + "much text that wraps " * 20 + "</p>",
+    "dots.html": '<p style="overflow: hidden; white-space: nowrap; text-overflow: ellipsis">'
+    + "much text " * 20,
+}
+
+
+def test_what_is_cut_off_is_found(tmp_path):
+    check_site = importlib.import_module("check_site")
+    browser = check_site.find_browser()
+    if browser is None:
+        pytest.skip("no Chromium is installed")
+    for name, body in PAGES.items():
+        (tmp_path / name).write_text(f"<!doctype html><body style='margin: 0'>{body}")
+    found = check_site.too_wide(tmp_path, browser, (1000, 400))
+    assert {line.partition(":")[0] for line in found} == {
+        "cut.html", "hidden_bar.html", "outside.html", "page.html"
+    }  # fmt: skip
+    assert all(": at 400 px: " in line for line in found)
+    assert 'cut.html: at 400 px: div.box "much text" cut off: 900 px in 400' in found
+    assert any("scrolls without a scroll bar: 900 px in 400" in line for line in found)
+    assert any("sticks out of the text by 500 px" in line for line in found)
+    assert "page.html: at 400 px: the page: 900 px in 400" in found
+
+
+def test_a_browser_that_ends_is_told(tmp_path):
+    (tmp_path / "page.html").write_text("<p>text")
+    with pytest.raises(RuntimeError, match="the browser ended with code 1"):
+        importlib.import_module("check_site").too_wide(tmp_path, "false")
+
+
+def test_every_parameter_is_on_its_page():
+    site_pages = importlib.import_module("site_pages")
+    listed = " ".join(site_pages.PARAMETERS.values()).split()
+    known = site_pages.parameters()
+    missing = sorted(set(known).difference(listed))
+    gone = sorted(set(listed).difference(known))
+    assert not missing, f"say in PARAMETERS of docs/site_pages.py what these serve: {missing}"
+    assert not gone, f"take these out of PARAMETERS of docs/site_pages.py: {gone}"
+    assert len(listed) == len(set(listed))
+    for estimator in (sktl.PretrainedImageClassifier, sktl.PretrainedImageFeatures):
+        assert set(estimator().get_params()) <= set(known)
+    text = ["GROUPS"]
+    site_pages.rewrite_links("parameters", text)
+    rows = dict(re.findall(r"^\| `(\w+)` \| `(.*?)` \| [^|]+ \| \w+ \|$", text[0], re.MULTILINE))
+    assert sorted(rows) == sorted(known)
+    assert rows["backbone"] == '"efficientnet_lite0"'
+    assert rows["weight_decay"] == repr(sktl.PretrainedImageClassifier().weight_decay)
+
+
 def test_guide_has_every_page():
     site_pages = importlib.import_module("site_pages")
     pages = site_pages.guide_pages()

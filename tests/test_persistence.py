@@ -418,7 +418,7 @@ def test_a_file_is_no_larger_than_the_weights_and_a_tenth(backbone, freeze, X, y
 
 def test_a_file_does_not_grow_with_the_number_of_batches(X, y):
     sizes = [
-        len(pickle.dumps(classifier(lr=1e-3, batch_size=n, max_epochs=10).fit(X, y)))
+        len(pickle.dumps(classifier(optimizer="adamw", batch_size=n, max_epochs=10).fit(X, y)))
         for n in (3, 12)
     ]
     assert sizes[0] == pytest.approx(sizes[1], abs=600)
@@ -430,7 +430,7 @@ def test_what_callbacks_record_is_stored_as_numbers(X, y):
             net.history.record("norm", torch.ones(()))
             net.history.record("norms", torch.ones(2))
 
-    fitted = classifier(lr=1e-3).fit(X, y)
+    fitted = classifier(optimizer="adamw").fit(X, y)
     fitted.net_.callbacks_.append(("recorder", Recorder()))
     fitted.net_.partial_fit(fitted.transform(X), np.arange(len(X)) % 2)
     assert not any(name.startswith("torch") for name in globals_in(pickle.dumps(fitted)))
@@ -499,9 +499,21 @@ def test_parameters_come_back(X, y):
     assert loaded.device == torch.device("cpu")
 
 
+def test_columns_of_older_histories_have_todays_names(X, y):
+    clf = classifier(lr=1e-3, early_stopping=True, validation_fraction=0.5).fit(X, y)
+    state = clf.__getstate__()
+    for history in (state["history_"], state["_model"]["history"]):
+        for row in history:
+            row["valid_accuracy"] = row.pop("valid_acc")
+    older = object.__new__(type(clf))
+    older.__setstate__(state)
+    assert [row["valid_acc"] for row in older.history_] == older.net_.history[:, "valid_acc"]
+    assert not any("valid_accuracy" in row for row in [*older.history_, *older.net_.history])
+
+
 def test_callbacks_come_back_as_given(X, y):
     callbacks = [LRScheduler("StepLR", step_size=3), ("mine", Hoarder()), Hoarder]
-    loaded = reload(classifier(lr=1e-3, callbacks=callbacks).fit(X, y))
+    loaded = reload(classifier(optimizer="adamw", callbacks=callbacks).fit(X, y))
     scheduler, (name, mine), kind = loaded.callbacks
     assert scheduler.kwargs == {"step_size": 3}
     assert name == "mine" and not hasattr(mine, "net") and kind is Hoarder

@@ -13,6 +13,7 @@ from matplotlib.testing.compare import compare_images
 from matplotlib.text import Text
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import confusion_matrix
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.svm import LinearSVC
@@ -22,6 +23,7 @@ from sktl.plotting import (
     ExplanationDisplay,
     FeatureMapDisplay,
     FreezeSearchDisplay,
+    ImageConfusionMatrixDisplay,
     ImagePredictionsDisplay,
     TrainingCurveDisplay,
 )
@@ -74,7 +76,7 @@ def history(last=0.55):
             "epoch": i + 1,
             "train_loss": loss,
             "valid_loss": 0.8 * loss + 0.5 + 0.05 * i,
-            "valid_accuracy": 1 - 0.35 * loss,
+            "valid_acc": 1 - 0.35 * loss,
             "unfrozen_stages": 1 + i // 2,
         }
         for i, loss in enumerate(losses)
@@ -92,17 +94,24 @@ def one_epoch(**others):
     return TrainingCurveDisplay(history=[{"epoch": 1, "train_loss": 0.5} | others]).plot()
 
 
-def freeze_search(best=0.9):
+def solved(**others):
+    row = {"epoch": 1, "train_loss": 0.5}
+    return TrainingCurveDisplay(history=[row], n_iterations=7, **others).plot()
+
+
+def freeze_search(best=0.9, worst=0.6):
     freeze = ["none", 2, -1, "all"]
     params = [{"clf__freeze": f, "clf__lr": lr} for f in freeze for lr in (1e-4, 1e-2)]
     results = {
         "params": params,
-        "mean_test_score": np.array([0.7, 0.6, 0.8, 0.82, best, 0.85, 0.8, 0.78]),
+        "mean_test_score": np.array([0.7, worst, 0.8, 0.82, best, 0.85, 0.8, 0.78]),
         "std_test_score": np.full(8, 0.03),
         "mean_fit_time": np.array([9.0, 9.5, 7.0, 7.2, 3.0, 3.1, 1.0, 1.1]),
     }
-    depths = np.repeat([0, 2, 4, 5], 2)
-    return FreezeSearchDisplay(cv_results=results, depths=depths, param="clf__freeze").plot()
+    return FreezeSearchDisplay(
+        cv_results=results, depths=np.repeat([0, 2, 4, 5], 2), param="clf__freeze",
+        stages=["stem", "layer1", "layer2", "layer3", "layer4"],
+    ).plot()  # fmt: skip
 
 
 def pictures(n, side=24):
@@ -125,13 +134,22 @@ def predictions(first=0.95):
     return ImagePredictionsDisplay.from_predictions(pictures(6), y_true, proba)
 
 
+def confusion(first="a"):
+    y_true, y_pred = list("aaabbbccc"), list("aaabcbcab")
+    y_pred[0] = first
+    sure = np.linspace(0.5, 0.9, 9)
+    return ImageConfusionMatrixDisplay.from_predictions(
+        pictures(9), y_true, y_pred, probabilities=sure
+    )
+
+
 def explanation(method="grad_cam", strongest=0):
     places = np.mgrid[:24, :24]
     found = [np.exp(-((places - 8 * i - 4) ** 2).sum(0) / 20) for i in (strongest, 1, 2)]
     found = np.array(found) - (0.3 if method == "integrated_gradients" else 0)
     return ExplanationDisplay(
         pictures=pictures(3), attributions=found, targets=["cat", "dog", "cat"],
-        probabilities=[0.9, 0.8, 0.55], method=method,
+        probabilities=[0.9, 0.8, 0.55], method=method, y_true=["cat", "cat", "cat"],
     ).plot()  # fmt: skip
 
 
@@ -147,8 +165,10 @@ def feature_map(n_classes=3, turn=0.0):
 
 DRAWN = {
     "training_curve": (training_curve, {"best_epoch": 4}),
-    "one_epoch": (one_epoch, {"valid_loss": 0.8, "valid_accuracy": 0.6, "unfrozen_stages": 1}),
+    "one_epoch": (one_epoch, {"valid_loss": 0.8, "valid_acc": 0.6, "unfrozen_stages": 1}),
     "freeze_search": (freeze_search, {"best": 0.8}),
+    "low_score": (lambda **kwargs: freeze_search(worst=0.1, **kwargs), {"best": 0.8}),
+    "confusion": (confusion, {"first": "c"}),
     "predictions": (predictions, {"first": 0.55}),
     "explanation": (explanation, {"strongest": 1}),
     "feature_map": (feature_map, {"turn": 0.2}),
@@ -221,7 +241,7 @@ def test_long_names_lose_their_middle():
 
 def test_training_curve_of_a_fit(fine_tuned):
     display = TrainingCurveDisplay.from_estimator(Pipeline([("clf", fine_tuned)]))
-    names = ["train_loss", "valid_loss", "valid_accuracy"]
+    names = ["train_loss", "valid_loss", "valid_acc"]
     for line, name in zip(display.lines_, names, strict=True):
         x, y = line.get_data()
         assert list(x) == [1, 2]
@@ -232,17 +252,20 @@ def test_training_curve_of_a_fit(fine_tuned):
     assert display.accuracy_ax_ is not display.ax_
 
 
-def test_training_curve_of_all_rows_at_once(frozen):
+def test_training_curve_of_a_solved_head_says_so(frozen):
     display = TrainingCurveDisplay.from_estimator(frozen)
-    (line,) = display.lines_
-    assert line.get_data()[1] == [frozen.history_[0]["train_loss"]]
-    assert display.unfreezing_ == []
+    (text,) = [text.get_text() for text in display.ax_.texts]
+    loss = frozen.history_[0]["train_loss"]
+    assert f"solved with all images at once:\n{frozen.n_iter_} iterations, " in text
+    assert f"training loss {loss:.3g}." in text
+    assert display.lines_ == display.unfreezing_ == []
     assert display.accuracy_ax_ is None
+    assert not display.ax_.axison
 
 
 def test_unfreezing_after_a_warm_start(digits):
     X, y = digits
-    clf = PretrainedImageClassifier(image_size=32, lr=1e-3, max_epochs=1, warm_start=True)
+    clf = PretrainedImageClassifier(image_size=32, max_epochs=1, warm_start=True)
     clf.fit(X[:20], y[:20])
     clf.set_params(freeze=-2).fit(X[:20], y[:20])
     display = TrainingCurveDisplay.from_estimator(clf)
@@ -270,7 +293,7 @@ def test_freeze_search_of_a_pipeline(search):
     display = FreezeSearchDisplay.from_estimator(search)
     assert display.depths == [8, 8, 6, 6, 7, 7]
     labels = [label.get_text() for label in display.ax_.get_xticklabels()]
-    assert labels == ["6\nfeatures.5", "7\n-1", "8\nall"]
+    assert labels == ["features.5\nfeatures.6 to head", "-1\nfeatures.7 + head", "all\nhead"]
     results = search.cv_results_
     assert [line.get_label() for line in display.errorbar_] == ["lr=0.001", "lr=0.01"]
     for number, container in enumerate(display.errorbar_):
@@ -301,7 +324,27 @@ def test_freeze_search_without_a_best_estimator(digits):
     assert display.depths == [8, 8, 5]
     assert display.ax_.get_ylabel() == "Mean test f1_macro"
     labels = [label.get_text() for label in display.ax_.get_xticklabels()]
-    assert labels == ["5\nall", "8\nall"]
+    assert labels == ["all\n5 frozen", "all = 8\n8 frozen"]
+
+
+def test_one_bad_score_does_not_stretch_the_axis():
+    display = freeze_search(worst=0.1)
+    assert display.below_ == [1]
+    lowest, highest = display.ax_.get_ylim()
+    assert 0.55 < lowest < 0.7 - 0.03
+    assert 0.9 + 0.03 < highest < 1
+    assert [text.get_text() for text in display.ax_.texts] == ["0.1"]
+    even = freeze_search()
+    assert even.below_ == []
+    assert even.ax_.get_ylim()[0] < 0.6 - 0.03
+
+
+def test_what_trains_at_each_depth():
+    display = freeze_search()
+    labels = [label.get_text() for label in display.ax_.get_xticklabels()]
+    assert labels == [
+        "none\neverything", "2\nlayer2 to head", "-1\nlayer4 + head", "all\nhead"
+    ]  # fmt: skip
 
 
 def test_freeze_search_needs_a_search_over_freeze(frozen):
@@ -345,6 +388,10 @@ def test_predictions_of_a_pipeline_of_files(save_photographs, tmp_path):
     display = ImagePredictionsDisplay.from_estimator(pipeline.fit(files, y), files, y, n_images=5)
     assert len(display.images_) == 5
     assert display.images_[0].get_array().shape == (200, 200, 3)
+    assert display.file_names == [Path(files[i]).name for i in display.indices_]
+    texts = [text.get_text() for text in display.ax_.texts]
+    assert [text for text in texts if text.endswith(".jpg")] == display.file_names
+    assert ImagePredictionsDisplay.from_predictions(pictures(2), [0, 1], np.eye(2)).file_names == []
 
 
 def test_predictions_must_fit(frozen):
@@ -356,23 +403,80 @@ def test_predictions_must_fit(frozen):
         ImagePredictionsDisplay.from_predictions(pictures(3), [0, 1], np.ones((2, 2)) / 2)
 
 
+def test_confusion_matrix_has_pictures_in_its_cells(frozen, digits):
+    X, y = digits
+    y = np.append(y[60:], 3)
+    X = np.concatenate([X[60:], X[60:61]])
+    y[-1] = (y[0] + 1) % 10  # a mistake, whatever the classifier takes it for
+    display = ImageConfusionMatrixDisplay.from_estimator(frozen, X, y)
+    predicted, proba = frozen.predict(X), frozen.predict_proba(X).max(1)
+    np.testing.assert_array_equal(display.confusion_matrix, confusion_matrix(y, predicted))
+    filled = {(int(i), int(j)) for i, j in np.argwhere(display.confusion_matrix)}
+    assert set(display.pictures) == set(display.images_) == set(display.text_) == filled
+    for (i, j), k in display.indices_.items():
+        inside = (y == display.display_labels[i]) & (predicted == display.display_labels[j])
+        assert display.text_[i, j].get_text() == str(inside.sum())
+        assert inside[k]
+        assert proba[k] == proba[inside].max()
+        grey = np.round(X[k].reshape(8, 8) * 255 / 16).astype(np.uint8)
+        np.testing.assert_array_equal(display.images_[i, j].get_array()[..., 0], grey)
+
+
+def test_confusion_matrix_of_some_labels():
+    y_true, y_pred = ["a", "b", "a", "c"], ["a", "a", "a", "c"]
+    display = ImageConfusionMatrixDisplay.from_predictions(
+        pictures(4), y_true, y_pred, labels=["b", "a"]
+    )
+    assert display.confusion_matrix.tolist() == [[0, 1], [0, 2]]
+    assert display.indices_ == {(1, 1): 0, (0, 1): 1}
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        ImageConfusionMatrixDisplay.from_predictions(pictures(3), y_true, y_pred)
+    features = make_pipeline(PretrainedImageFeatures(image_size=32), LinearSVC())
+    features.fit(pictures(4), y_true)
+    shown = ImageConfusionMatrixDisplay.from_estimator(features, pictures(4), y_true)
+    assert list(shown.display_labels) == ["a", "b", "c"]
+
+
 # Explanations ---------------------------------------------------------------------------
 
 
 def test_explanations_of_a_fit(frozen, digits):
-    X, _ = digits
+    X, y = digits
     display = ExplanationDisplay.from_estimator(frozen, X[:3])
     predicted, proba = frozen.predict(X[:3]), frozen.predict_proba(X[:3]).max(1)
     texts = [text.get_text() for text in display.ax_.texts]
-    assert texts == [f"{k} {p:.2f}" for k, p in zip(predicted, proba, strict=True)]
+    assert texts == [f"{k}? {p:.2f}" for k, p in zip(predicted, proba, strict=True)]
     np.testing.assert_array_equal(display.attributions, frozen.explain(X[:3]))
     np.testing.assert_array_equal(display.images_[2].get_array(), display.pictures[1])
+    told = ExplanationDisplay.from_estimator(frozen, X[:3], y=y[:3])
+    assert [text.get_text() for text in told.ax_.texts][::2] == [f"is {label}" for label in y[:3]]
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        ExplanationDisplay.from_estimator(frozen, X[:3], y=y[:2])
     other = ExplanationDisplay.from_estimator(frozen, X[:3], 7)
     assert list(other.targets) == [7, 7, 7]
     assert other.probabilities == pytest.approx(frozen.predict_proba(X[:3])[:, 7])
 
 
 # Maps -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_classes", [3, 12, 60])
+def test_classes_of_a_map_look_different_and_are_named(n_classes):
+    angles = np.linspace(0, 7, 2 * n_classes)
+    display = FeatureMapDisplay(
+        points=np.stack([np.cos(angles), np.sin(angles)], axis=1), pictures={},
+        labels=np.arange(2 * n_classes) // 2,
+    ).plot()  # fmt: skip
+    looks = {
+        (*scatter.get_facecolor()[0], scatter.get_paths()[0].vertices.tobytes())
+        for scatter in display.scatters_
+    }
+    assert len(looks) == n_classes
+    (legend,) = display.figure_.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    named = [str(k) for k in range(min(n_classes, 40))]
+    assert names == (named if n_classes <= 40 else [*named, "… of 60 classes"])
+    assert len(display.ax_.texts) == 0
 
 
 @pytest.mark.parametrize("method", ["pca", "tsne"])

@@ -239,7 +239,7 @@ def test_paths_and_images_as_x(save_photographs, tmp_path, path):
 
 
 def test_early_stopping_leaves_its_marks(X, y, path):
-    fitted = classifier(lr=1e-3, early_stopping=True, max_epochs=3).fit(X, y)
+    fitted = classifier(early_stopping=True, max_epochs=3).fit(X, y)
     loaded = reload(fitted, path)
     assert loaded.best_epoch_ == fitted.best_epoch_
     np.testing.assert_array_equal(loaded.validation_indices_, fitted.validation_indices_)
@@ -487,7 +487,7 @@ def test_what_needs_code_is_refused_by_its_name(name, fitted, saved):
 
 @pytest.mark.parametrize("name", ["backbone", "head", "criterion", "optimizer"])
 def test_what_the_model_was_fitted_with_counts_as_well(name, X, y, path):
-    fitted = classifier(lr=1e-3, **{name: REFUSED[name]}).fit(X, y)
+    fitted = classifier(**{name: REFUSED[name]}).fit(X, y)
     fitted.set_params(**{name: clone(classifier()).get_params()[name]})
     with pytest.raises(NotSavableError, match=f"^{name}="):
         fitted.save(path)

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import xxhash
 from torch import nn
 
+from ..messages import shown
 from ..preprocessing import Normalize, Recipe
 from ..randomness import seeded
 from .efficientnet_lite import pad_same
@@ -120,16 +121,16 @@ class Backbone:
             return n if freeze == "all" else 0
         if isinstance(freeze, str) and freeze in self.stages:
             return self.stages.index(freeze) + 1
-        if not isinstance(freeze, str) and -n <= freeze <= n:
+        if not isinstance(freeze, str | bool) and -n <= freeze <= n:
             return int(freeze) if freeze >= 0 else n + int(freeze)
         if not self.traceable:
             raise ValueError(
-                f"freeze={freeze!r}: torch.fx can't trace this network, so it has no stages to cut "
-                'between. It can be frozen whole or not at all: "all" or "none".'
+                f"freeze={shown(freeze)}: torch.fx can't trace this network, so it has no stages "
+                'to cut between. It can be frozen whole or not at all: "all" or "none".'
             )
         raise ValueError(
-            f'freeze={freeze!r} is not possible: choose "all", "none", a number from {-n} to {n}, '
-            f"or one of the {n} stages {list(self.stages)}."
+            f'freeze={shown(freeze)} is not possible: choose "all", "none", a number from {-n} to '
+            f"{n}, or one of the {n} stages {list(self.stages)}."
         )
 
     def prefix(self, depth: int, pooling: Pooling) -> nn.Module:
@@ -189,10 +190,10 @@ class Backbone:
             return None
         if isinstance(stage, str) and stage in self.stages:
             return self.stages.index(stage)
-        if isinstance(stage, Integral) and -n <= stage < n:
+        if isinstance(stage, Integral) and not isinstance(stage, bool) and -n <= stage < n:
             return int(stage) % n
         raise ValueError(
-            f"There is no stage {stage!r}. Choose a number from {-n} to {n - 1}, or one of "
+            f"There is no stage {shown(stage)}. Choose a number from {-n} to {n - 1}, or one of "
             f"{list(self.stages)}."
         )
 
@@ -216,8 +217,8 @@ class Backbone:
         for i, index in enumerate(found):
             if index in found[:i]:
                 raise ValueError(
-                    f"stage={stage!r} has {stage[found.index(index)]!r} and {stage[i]!r}, which "
-                    "are the same. Name each stage once."
+                    f"stage={shown(stage)} has {shown(stage[found.index(index)])} and "
+                    f"{shown(stage[i])}, which are the same. Name each stage once."
                 )
         return found if len(found) > 1 else found[0]
 
@@ -300,7 +301,7 @@ def load_backbone(
     elif not callable(backbone):
         raise TypeError(
             "backbone must be a name, a torch.nn.Module or a callable that returns one, got "
-            f"{backbone!r}."
+            f"{shown(backbone)}."
         )
     source = at_image_size(find_weights(backbone, weights), image_size)
     if not isinstance(backbone, str) or source.read is None:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torchvision.models import WeightsEnum
 
+from ..messages import shown
 from .efficientnet_lite import efficientnet_lite0
 
 EMBEDDED = "efficientnet_lite0"
@@ -37,8 +38,8 @@ def check_name(name: str) -> None:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     raise ValueError(
-        f"Unknown backbone {name!r}.{hint} sktl.list_backbones() gives all {len(names)} names; "
-        "a torch.nn.Module or a callable that returns one is accepted, too."
+        f"Unknown backbone {shown(name)}.{hint} sktl.list_backbones() gives all {len(names)} "
+        "names; a torch.nn.Module or a callable that returns one is accepted, too."
     )
 
 
@@ -132,8 +133,8 @@ def _call(factory: Callable[[], nn.Module]) -> nn.Module:
         inspect.signature(factory).bind()
     except TypeError as error:
         raise TypeError(
-            f"backbone={factory!r} must be callable without arguments ({error}); wrap it in a "
-            "function or functools.partial that needs none."
+            f"backbone={shown(factory)} must be callable without arguments ({error}); wrap it in "
+            "a function or functools.partial that needs none."
         ) from error
     except ValueError:  # some built-in callables have no signature
         pass

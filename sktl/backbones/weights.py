@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 from torchvision.models.vision_transformer import interpolate_embeddings
 
+from ..messages import shown
 from ..preprocessing import Recipe
 from . import efficientnet_lite
 from .registry import EMBEDDED, default_weights
@@ -96,7 +97,7 @@ def find_weights(backbone: Any, weights: Any) -> WeightsSource:
         return _torchvision_source(weights)
     if not named:
         raise ValueError(
-            f"weights={weights!r} needs a backbone with a name. A module comes with its own "
+            f"weights={shown(weights)} needs a backbone with a name. A module comes with its own "
             'weights: leave weights="DEFAULT", or give the path of a state dict.'
         )
     if backbone == EMBEDDED:
@@ -134,8 +135,8 @@ def recipe_of_module(module: nn.Module) -> Recipe | None:
 def _embedded_source(weights: Any) -> WeightsSource:
     if weights not in ("DEFAULT", "IMAGENET1K"):
         raise ValueError(
-            f"{EMBEDDED} has no weights {weights!r}; choose 'DEFAULT', a path to a state dict, "
-            "or None for random weights."
+            f"{EMBEDDED} has no weights {shown(weights)}; choose 'DEFAULT', a path to a state "
+            "dict, or None for random weights."
         )
     return WeightsSource(
         efficientnet_lite.RECIPE,
@@ -154,7 +155,7 @@ def _member(backbone: str, weights: Any) -> WeightsEnum:
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(
-        f"{backbone} has no weights {weights!r}.{hint} It has {names}; a path to a state dict "
+        f"{backbone} has no weights {shown(weights)}.{hint} It has {names}; a path to a state dict "
         "(.pth or .safetensors) and None (random weights) are accepted, too."
     )
 

@@ -3,6 +3,7 @@
 They need matplotlib: ``pip install sktl[plot]``.
 """
 
+from .confusion import ImageConfusionMatrixDisplay
 from .explanations import ExplanationDisplay
 from .feature_map import FeatureMapDisplay
 from .freeze_search import FreezeSearchDisplay
@@ -13,6 +14,7 @@ __all__ = [
     "ExplanationDisplay",
     "FeatureMapDisplay",
     "FreezeSearchDisplay",
+    "ImageConfusionMatrixDisplay",
     "ImagePredictionsDisplay",
     "TrainingCurveDisplay",
 ]

@@ -48,18 +48,33 @@ def axes_to_draw_on(ax: Any, figsize: tuple[float, float]) -> tuple[Any, bool]:
     return made, True
 
 
+def size_in_inches(ax: Any) -> tuple[float, float]:
+    """Width and height of axes."""
+    place, figure = ax.get_position(), ax.figure
+    return place.width * figure.get_figwidth(), place.height * figure.get_figheight()
+
+
+def legend_columns(names: Sequence[str], width: float) -> int:
+    """How many entries of a legend stand side by side in a figure of this width in inches."""
+    room = width * 72 / (_CHARACTER * _FONT)
+    return max(1, min(len(names), int(room / (max(map(len, names)) + 8))))
+
+
+def legend_height(names: Sequence[str], width: float) -> float:
+    """Height in inches that a legend takes below axes of this width."""
+    return math.ceil(len(names) / legend_columns(names, width)) * 1.5 * _FONT / 72
+
+
 def add_legend(ax: Any, handles: Sequence[Any], own_figure: bool, place: str = "best") -> None:
     """Below the axes in a figure of our own; in a given one, at a place on the axes."""
     if not own_figure:
         ax.legend(handles=handles, fontsize="small", framealpha=0.9, loc=place)
         return
-    longest = max(len(str(handle.get_label())) for handle in handles)
-    room = ax.figure.get_figwidth() * 72 / (_CHARACTER * _FONT)
-    n_columns = max(1, min(len(handles), int(room / (longest + 8))))
+    names = [str(handle.get_label()) for handle in handles]
     ax.figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=n_columns,
+        ncols=legend_columns(names, ax.figure.get_figwidth()),
         fontsize="small",
         frameon=False,
     )
@@ -91,11 +106,19 @@ class Tile:
         what follows it.
     colour : str
         Of frame and text.
+    note : str
+        A last line in grey, such as a file's name.
     """
 
     picture: Picture
     lines: Sequence[tuple[str, str]] = ()
     colour: str = BLACK
+    note: str = ""
+
+    @property
+    def n_lines(self) -> int:
+        """How many lines of text stand below the picture."""
+        return len(self.lines) + bool(self.note)
 
 
 def draw_grid(
@@ -121,13 +144,13 @@ def draw_grid(
     ax : matplotlib Axes
     images : list of matplotlib AxesImage
     """
-    n_lines = max(len(tile.lines) for tile in tiles)
+    n_lines = max(tile.n_lines for tile in tiles)
     text = (n_lines + 0.5) * _LINE * _FONT / 72 if n_lines else 0.0  # in inches
     n_groups = len(tiles) // together
     if ax is None:
         groups = math.ceil(n_groups / math.ceil(n_groups / max(1, n_columns // together)))
     else:
-        room = _size_in_inches(ax)
+        room = size_in_inches(ax)
         groups, cell = max(
             (
                 (n, _cell_width(room, n * together, len(tiles), text))
@@ -149,11 +172,6 @@ def draw_grid(
     return ax, images
 
 
-def _size_in_inches(ax: Any) -> tuple[float, float]:
-    place, figure = ax.get_position(), ax.figure
-    return place.width * figure.get_figwidth(), place.height * figure.get_figheight()
-
-
 def _cell_width(room: tuple[float, float], n_columns: int, n_tiles: int, text: float) -> float:
     """How wide a cell can be with so many in a row, in inches."""
     n_rows = math.ceil(n_tiles / n_columns)
@@ -172,15 +190,18 @@ def _draw_tile(ax: Any, tile: Tile, left: float, top: float, cell: float) -> Any
         ax.add_patch(frame(extent, tile.colour, 1.8))
     font = min(_FONT, max(4.0, _FONT * cell / _FULL_CELL))
     length = int(cell * (1 - _GAP) * 72 / (_CHARACTER * font))
-    for number, (name, rest) in enumerate(tile.lines):
+    lines = [(shortened(name, length - len(rest)) + rest, tile.colour) for name, rest in tile.lines]
+    if tile.note:
+        lines.append((shortened(tile.note, length), GREY))
+    for number, (text, colour) in enumerate(lines):
         ax.text(
             left + 0.5,
             top + 1 + (number + 0.25) * _LINE * font / 72 / cell,
-            shortened(name, length - len(rest)) + rest,
+            text,
             ha="center",
             va="top",
             fontsize=font,
-            color=tile.colour,
+            color=colour,
         )
     return image
 

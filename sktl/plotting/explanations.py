@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
+from sklearn.utils import check_consistent_length, column_or_1d
 
 from .drawing import BLUE, ORANGE, Picture, Tile, check_matplotlib, draw_grid
 from .pictures import fitted_classifier, open_pictures
@@ -38,6 +39,8 @@ class ExplanationDisplay:
     probabilities : array-like of shape (n,) or None, default=None
         Of these classes.
     method : {"grad_cam", "integrated_gradients"}, default="grad_cam"
+    y_true : array-like of shape (n,) or None, default=None
+        The true classes, which stand below the pictures.
 
     Attributes
     ----------
@@ -72,12 +75,14 @@ class ExplanationDisplay:
         targets: Any,
         probabilities: Any = None,
         method: str = "grad_cam",
+        y_true: Any = None,
     ) -> None:
         self.pictures = pictures
         self.attributions = attributions
         self.targets = targets
         self.probabilities = probabilities
         self.method = method
+        self.y_true = y_true
 
     @classmethod
     def from_estimator(
@@ -86,6 +91,7 @@ class ExplanationDisplay:
         X: Any,
         target: Any = None,
         *,
+        y: Any = None,
         method: str = "grad_cam",
         ax: Any = None,
     ) -> Self:
@@ -99,6 +105,8 @@ class ExplanationDisplay:
             All are drawn.
         target : label or array-like of shape (n_samples,), default=None
             The class to explain. None is the predicted one.
+        y : array-like of shape (n_samples,), default=None
+            True labels, to be shown with the pictures.
         method : {"grad_cam", "integrated_gradients"}, default="grad_cam"
         ax : matplotlib Axes, default=None
             None makes a figure.
@@ -111,11 +119,15 @@ class ExplanationDisplay:
         ------
         TypeError
             If there is no fitted classifier.
+        ValueError
+            If X and y differ in length.
         ImportError
             If captum or matplotlib isn't installed.
         """
         check_matplotlib(f"{cls.__name__}.from_estimator")
         clf = fitted_classifier(estimator, cls.__name__, "explain")
+        labels = None if y is None else column_or_1d(y)
+        check_consistent_length(X, labels)
         attributions = clf.explain(X, target, method=method)
         probabilities = clf.predict_proba(X)
         if target is None:
@@ -131,6 +143,7 @@ class ExplanationDisplay:
             targets=clf.classes_[columns],
             probabilities=probabilities[np.arange(len(columns)), columns],
             method=method,
+            y_true=labels,
         )
         return display.plot(ax=ax)
 
@@ -150,15 +163,15 @@ class ExplanationDisplay:
         ExplanationDisplay
         """
         check_matplotlib(f"{type(self).__name__}.plot")
-        known: Sequence[Any] = self.probabilities
-        if self.probabilities is None:
-            known = [None] * len(self.pictures)
+        unknown = [None] * len(self.pictures)
+        known: Sequence[Any] = unknown if self.probabilities is None else self.probabilities
+        true: Sequence[Any] = unknown if self.y_true is None else self.y_true
         tiles = []
-        for picture, found, target, probability in zip(
-            self.pictures, self.attributions, self.targets, known, strict=True
+        for picture, found, target, probability, label in zip(
+            self.pictures, self.attributions, self.targets, known, true, strict=True
         ):
-            rest = "" if probability is None else f" {probability:.2f}"
-            tiles.append(Tile(picture))
+            rest = "?" if probability is None else f"? {probability:.2f}"
+            tiles.append(Tile(picture, [] if label is None else [(f"is {label}", "")]))
             tiles.append(Tile(overlaid(picture, found), [(str(target), rest)]))
         self.ax_, self.images_ = draw_grid(ax, tiles, 2 * n_columns, _CELL, together=2)
         self.figure_ = self.ax_.figure

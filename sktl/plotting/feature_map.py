@@ -21,13 +21,14 @@ from .drawing import (
     axes_to_draw_on,
     check_matplotlib,
     frame,
+    legend_height,
     shortened,
 )
 from .pictures import open_pictures, small_pictures
 
 _THUMBNAIL = 0.075  # of the map's longer side
 _LONGEST_NAME = 24
-_LETTER, _LINE = 0.0092, 0.034  # width and height of text in a figure of our own, in map lengths
+_MOST_NAMES = 40  # in a legend
 _METHODS = ("pca", "tsne")
 
 Points = npt.NDArray[np.float64]
@@ -44,7 +45,8 @@ class FeatureMapDisplay:
     pictures : dict of int to uint8 array of shape (h, w, 3)
         Some of the images, by their number.
     labels : array-like of shape (n,) or None, default=None
-        Classes, shown by colours; of more than seven, also by names in their midst.
+        Classes, told apart by colours and markers, with a legend; of more than forty, it names
+        those with the most images.
     axis_names : tuple of (str, str), default=("", "")
 
     Attributes
@@ -163,15 +165,16 @@ class FeatureMapDisplay:
         FeatureMapDisplay
         """
         check_matplotlib(f"{type(self).__name__}.plot")
-        self.ax_, own_figure = axes_to_draw_on(ax, (7.2, self._height(7.2)))
-        self.figure_ = self.ax_.figure
         labels = np.zeros(len(self.points)) if self.labels is None else np.asarray(self.labels)
-        classes = np.unique(labels)
+        classes, counts = np.unique(labels, return_counts=True)
+        names = [shortened(str(label), _LONGEST_NAME) for label in classes]
+        legend = legend_height(names[:_MOST_NAMES], 7.2) if self.labels is not None else 0.0
+        self.ax_, own_figure = axes_to_draw_on(ax, (7.2, self._height(7.2) + legend))
+        self.figure_ = self.ax_.figure
         looks = _looks(len(classes))
         self.scatters_ = []
-        for label, (colour, marker) in zip(classes, looks, strict=True):
+        for label, name, (colour, marker) in zip(classes, names, looks, strict=True):
             x, y = self.points[labels == label].T
-            name = shortened(str(label), _LONGEST_NAME)
             self.scatters_.append(
                 self.ax_.scatter(x, y, s=16, color=colour, marker=marker, label=name, lw=0)
             )
@@ -179,10 +182,12 @@ class FeatureMapDisplay:
         for i, picture in self.pictures.items():
             self._draw_picture(picture, self.points[i], colours[labels[i].item()])
         self._frame_map()
-        if self.labels is not None and len(classes) <= len(COLOURS):
-            add_legend(self.ax_, self.scatters_, own_figure)
-        elif self.labels is not None:
-            self._name_classes(labels, classes, colours)
+        if self.labels is not None:
+            largest = sorted(np.argsort(-counts, kind="stable")[:_MOST_NAMES].tolist())
+            handles = [self.scatters_[k] for k in largest]
+            if len(largest) < len(classes):
+                handles += self.ax_.plot([], [], " ", label=f"… of {len(classes)} classes")
+            add_legend(self.ax_, handles, own_figure)
         return self
 
     def _draw_picture(self, picture: Picture, point: Points, colour: str) -> None:
@@ -212,17 +217,6 @@ class FeatureMapDisplay:
         )
         self.ax_.set_aspect("equal")
 
-    def _name_classes(self, labels: Any, classes: Any, colours: dict[Any, str]) -> None:
-        names = [shortened(str(label), _LONGEST_NAME) for label in classes]
-        middles = np.array([np.median(self.points[labels == label], axis=0) for label in classes])
-        span = float(np.ptp(self.points, axis=0).max())
-        places = _spread(
-            middles, [_LETTER * span * (len(name) + 2) for name in names], _LINE * span
-        )
-        for label, name, (x, y) in zip(classes.tolist(), names, places, strict=True):
-            edge = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": colours[label], "alpha": 0.9}
-            self.ax_.text(x, y, name, ha="center", va="center", fontsize=7, bbox=edge, zorder=4)
-
 
 def _in_two_dimensions(
     features: Points, method: str, random_state: Any
@@ -249,26 +243,12 @@ def _apart(points: Points) -> list[int]:
     return chosen
 
 
-def _spread(places: Points, widths: Sequence[float], height: float) -> Points:
-    """Move names up until none is written over another."""
-    placed: list[int] = []
-    moved = places.copy()
-
-    def covers(i: int, j: int) -> bool:
-        x, y = np.abs(moved[i] - moved[j])
-        return bool(x < (widths[i] + widths[j]) / 2 and y < height)
-
-    for i in np.argsort(places[:, 1], kind="stable").tolist():
-        while any(covers(i, j) for j in placed):
-            moved[i, 1] += height / 4
-        placed.append(i)
-    return moved
-
-
 def _looks(n: int) -> Sequence[tuple[Any, str]]:
+    """Colours and markers of classes, which have no order; no two alike of up to 140."""
     import matplotlib as mpl
 
-    if n <= len(COLOURS):
-        return list(zip(COLOURS, MARKERS, strict=True))[:n]
-    colours = mpl.colormaps["viridis"](np.linspace(0, 0.85, n))
-    return [(mpl.colors.to_hex(c), MARKERS[i % len(MARKERS)]) for i, c in enumerate(colours)]
+    colours: Sequence[Any] = COLOURS
+    if n > len(COLOURS):
+        twenty = [mpl.colors.to_hex(c) for c in mpl.colormaps["tab20"](range(20))]
+        colours = twenty[::2] + twenty[1::2]  # those of one hue far apart
+    return [(colours[i % len(colours)], MARKERS[i % len(MARKERS)]) for i in range(n)]

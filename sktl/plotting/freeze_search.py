@@ -11,6 +11,7 @@ import numpy.typing as npt
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
+from ..messages import shown
 from .drawing import (
     COLOURS,
     GREY,
@@ -19,12 +20,14 @@ from .drawing import (
     axes_to_draw_on,
     check_matplotlib,
     shortened,
+    size_in_inches,
     stage_name,
 )
 from .pictures import innermost
 
 _LONGEST_LABEL = 60
 _LONGEST_NAME = 20
+_LETTERS_AN_INCH = 12  # of the labels of depths
 _STYLES = ("-", "--", ":", "-.")
 _SPREAD = 0.3  # how far lines are set apart at one depth, so that their bars don't overlap
 _BUILDS = ("backbone", "weights", "image_size")  # parameters that decide which stages there are
@@ -35,7 +38,8 @@ class FreezeSearchDisplay:
 
     Make it with :meth:`from_estimator`. A line connects candidates that differ in `freeze` alone;
     bars show the standard deviation over the folds. The grey columns are mean fit times; where
-    features came from the cache, these don't hold the time of computing them.
+    features came from the cache, these don't hold the time of computing them. Scores so far below
+    the others that these would be squeezed together stand as numbers at the lower edge.
 
     Parameters
     ----------
@@ -50,6 +54,9 @@ class FreezeSearchDisplay:
         Which of several metrics to show: the columns are ``mean_test_<metric>`` and
         ``std_test_<metric>``.
     score_name : str, default="Mean test accuracy"
+    stages : sequence of str, default=()
+        Names of the network's stages in forward order, to say what trains at each depth. Empty
+        where the search has tried several networks.
 
     Attributes
     ----------
@@ -61,6 +68,8 @@ class FreezeSearchDisplay:
     errorbar_ : list of matplotlib ErrorbarContainer
         A line each.
     columns_ : matplotlib BarContainer
+    below_ : list of int
+        The candidates whose scores are written at the lower edge.
 
     See Also
     --------
@@ -91,12 +100,14 @@ class FreezeSearchDisplay:
         param: str = "freeze",
         metric: str = "score",
         score_name: str = "Mean test accuracy",
+        stages: Sequence[str] = (),
     ) -> None:
         self.cv_results = cv_results
         self.depths = depths
         self.param = param
         self.metric = metric
         self.score_name = score_name
+        self.stages = stages
 
     @classmethod
     def from_estimator(cls, search: Any, *, metric: str | None = None, ax: Any = None) -> Self:
@@ -130,13 +141,15 @@ class FreezeSearchDisplay:
         if f"mean_test_{metric}" not in results:
             start = "mean_test_"
             known = sorted(name.removeprefix(start) for name in results if name.startswith(start))
-            raise ValueError(f"metric={metric!r} is not one of those of the search, {known}.")
+            raise ValueError(f"metric={shown(metric)} is not one of those of the search, {known}.")
+        depths, stages = _depths(search, param)
         display = cls(
             cv_results=results,
-            depths=_depths(search, param),
+            depths=depths,
             param=param,
             metric=metric,
             score_name=f"Mean test {_score_name(search, metric)}",
+            stages=stages,
         )
         return display.plot(ax=ax)
 
@@ -157,16 +170,18 @@ class FreezeSearchDisplay:
         known = np.unique(depths)
         places = np.searchsorted(known, depths)
         names = self._names(places)
-        width = min(12.0, max(6.4, 0.8 * len(known) + 1.6))
+        width = min(12.0, max(6.4, 1.3 * len(known) + 1.6))
         self.ax_, own_figure = axes_to_draw_on(ax, (width, 4.8))
         self.figure_ = self.ax_.figure
         self._draw_times(places)
         self._draw_scores(places)
-        crowded = sum(max(map(len, name.split("\n"))) + 1 for name in names) > 12 * width
+        room = _LETTERS_AN_INCH * size_in_inches(self.ax_)[0] / len(known)
+        crowded = max(len(line) for name in names for line in name.split("\n")) > room
         turned = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
-        names = [name.replace("\n", " = ") if crowded else name for name in names]
+        names = [name.replace("\n", ": ") if crowded else name for name in names]
         self.ax_.set_xticks(range(len(known)), names, **turned)
-        self.ax_.set(xlabel="Frozen stages", ylabel=self.score_name, xlim=(-0.6, len(known) - 0.4))
+        label = "Value of freeze, and what trains" if self.stages else "Value of freeze"
+        self.ax_.set(xlabel=label, ylabel=self.score_name, xlim=(-0.6, len(known) - 0.4))
         lines = self.errorbar_ if len(self.errorbar_) > 1 else []
         add_legend(self.ax_, [*lines, self.columns_], own_figure)
         return self
@@ -210,18 +225,57 @@ class FreezeSearchDisplay:
                 label=shortened(line, _LONGEST_LABEL) or "score",
             )
             self.errorbar_.append(container)
+        self.below_ = _far_below(means, spreads)
+        if self.below_:
+            self._cut_axis(means, spreads)
+            for k in self.below_:
+                i = lines.index(labels[k])
+                self._write_below(places[k] + shifts[i], means[k], COLOURS[i % len(COLOURS)])
+
+    def _cut_axis(self, means: npt.NDArray[Any], spreads: npt.NDArray[Any]) -> None:
+        """Leave the room to the scores that are near the best."""
+        shown = np.delete(np.arange(len(means)), self.below_)
+        low = np.nanmin(means[shown] - spreads[shown])
+        high = np.nanmax(means[shown] + spreads[shown])
+        margin = 0.1 * (high - low) or 0.01
+        self.ax_.set_ylim(low - 2 * margin, high + margin / 2)
+
+    def _write_below(self, x: float, score: float, colour: str) -> None:
+        bottom = {"transform": self.ax_.get_xaxis_transform(), "color": colour}
+        self.ax_.plot([x], [0.015], marker="v", markersize=5, **bottom)
+        self.ax_.text(
+            x, 0.04, f"{score:.3g}", fontsize="x-small", ha="center", va="bottom", **bottom
+        )
 
     def _names(self, places: npt.NDArray[np.int64]) -> list[str]:
-        """Each depth with the values of the parameter that mean it."""
+        """The values of the parameter that mean each depth, and what trains at it."""
         depths = np.asarray(self.depths)
         values = [params[self.param] for params in self.cv_results["params"]]
         names = []
         for place in range(places.max() + 1):
             rows = np.flatnonzero(places == place)
             own = dict.fromkeys(stage_name(str(values[k]), _LONGEST_NAME) for k in rows)
-            number = str(depths[rows[0]])
-            names.append("\n".join([number, *(name for name in own if name != number)]))
+            names.append(f"{' = '.join(own)}\n{self._what_trains(int(depths[rows[0]]))}")
         return names
+
+    def _what_trains(self, depth: int) -> str:
+        if not self.stages:
+            return f"{depth} frozen"
+        if depth == 0:
+            return "everything"
+        trained = [stage_name(stage, _LONGEST_NAME) for stage in self.stages[depth:]]
+        if not trained:
+            return "head"
+        return f"{trained[0]} + head" if len(trained) == 1 else f"{trained[0]} to head"
+
+
+def _far_below(means: npt.NDArray[Any], spreads: npt.NDArray[Any]) -> list[int]:
+    """Candidates that would stretch the axis: the better half would take a quarter of it."""
+    if not np.isfinite(means).any():
+        return []
+    best = np.nanmax(means)
+    scale = max(best - np.nanmedian(means), np.nanmedian(spreads))
+    return [int(k) for k in np.flatnonzero(means < best - 4 * scale)]
 
 
 def _label(params: Mapping[str, Any], param: str) -> str:
@@ -272,10 +326,10 @@ def _score_name(search: Any, metric: str) -> str:
     return scoring if isinstance(scoring, str) else str(getattr(scoring, "__name__", "score"))
 
 
-def _depths(search: Any, param: str) -> list[int]:
-    """Number of frozen stages of each candidate.
+def _depths(search: Any, param: str) -> tuple[list[int], list[str]]:
+    """Number of frozen stages of each candidate, and the stages' names.
 
-    One backbone tells for all, unless the search has tried several.
+    One backbone tells for all, unless the search has tried several; then there are no names.
     """
     candidates = search.cv_results_["params"]
     start = param.removesuffix("freeze")
@@ -290,7 +344,8 @@ def _depths(search: Any, param: str) -> list[int]:
             candidate = clone(search.estimator).set_params(**params)
             networks[network] = innermost(candidate)._load_backbone(seed=0)
         depths.append(networks[network].freeze_depth(params[param]))
-    return depths
+    (stages, *others) = {tuple(network.stages) for network in networks.values()}
+    return depths, [] if others else list(stages)
 
 
 def _network_of(params: Mapping[str, Any], start: str) -> str:

@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..images import Images
 from .drawing import BLUE, VERMILION, Picture, Tile, check_matplotlib, draw_grid
-from .pictures import open_pictures, small_pictures
+from .pictures import file_names, open_pictures, small_pictures
 
 _CELL = 1.6  # inches
 
@@ -22,8 +22,8 @@ class ImagePredictionsDisplay:
 
     Make it with :meth:`from_estimator` or :meth:`from_predictions`. Mistakes come first, those
     with the highest probability before others; then what was right, with the lowest probability
-    first. Below a picture stand the predicted class and its probability, and below a mistake the
-    true class.
+    first. Below a picture stand the predicted class and its probability, below a mistake the true
+    class, and the name of the file, if it is one.
 
     Parameters
     ----------
@@ -32,6 +32,8 @@ class ImagePredictionsDisplay:
     probabilities : array-like of shape (n_pictures,)
         Of the predicted classes.
     title : str, default=""
+    file_names : list of str, default=()
+        Of all pictures; empty where they aren't of files.
 
     Attributes
     ----------
@@ -68,12 +70,14 @@ class ImagePredictionsDisplay:
         y_pred: Any,
         probabilities: Any,
         title: str = "",
+        file_names: Sequence[str] = (),
     ) -> None:
         self.pictures = pictures
         self.y_true = y_true
         self.y_pred = y_pred
         self.probabilities = probabilities
         self.title = title
+        self.file_names = file_names
 
     @classmethod
     def from_estimator(
@@ -111,7 +115,7 @@ class ImagePredictionsDisplay:
         check_is_fitted(estimator)
         y_proba = estimator.predict_proba(X)
         images = open_pictures(X, estimator)
-        return cls._of(images, y, y_proba, estimator.classes_, n_images, ax)
+        return cls._of(X, images, y, y_proba, estimator.classes_, n_images, ax)
 
     @classmethod
     def from_predictions(
@@ -151,11 +155,11 @@ class ImagePredictionsDisplay:
         """
         check_matplotlib(f"{cls.__name__}.from_predictions")
         classes = np.unique(y_true) if classes is None else classes
-        return cls._of(open_pictures(images), y_true, y_proba, classes, n_images, ax)
+        return cls._of(images, open_pictures(images), y_true, y_proba, classes, n_images, ax)
 
     @classmethod
     def _of(
-        cls, images: Images, y_true: Any, y_proba: Any, classes: Any, n_images: int, ax: Any
+        cls, X: Any, images: Images, y_true: Any, y_proba: Any, classes: Any, n_images: int, ax: Any
     ) -> Self:
         y_true, y_proba, classes = column_or_1d(y_true), np.asarray(y_proba), np.asarray(classes)
         check_consistent_length(np.empty(len(images)), y_true, y_proba)
@@ -173,6 +177,7 @@ class ImagePredictionsDisplay:
             y_pred=y_pred[shown],
             probabilities=highest[shown],
             title=_title(int(wrong.sum()), len(wrong)),
+            file_names=file_names(X, shown.tolist()),
         )
         display.indices_ = shown
         return display.plot(ax=ax)
@@ -192,7 +197,8 @@ class ImagePredictionsDisplay:
         ImagePredictionsDisplay
         """
         check_matplotlib(f"{type(self).__name__}.plot")
-        parts = zip(self.pictures, self.y_true, self.y_pred, self.probabilities, strict=True)
+        names = self.file_names or [""] * len(self.pictures)
+        parts = zip(self.pictures, self.y_true, self.y_pred, self.probabilities, names, strict=True)
         tiles = [_tile(*part) for part in parts]
         self.ax_, self.images_ = draw_grid(ax, tiles, n_columns, _CELL)
         self.figure_ = self.ax_.figure
@@ -205,10 +211,10 @@ def _title(n_wrong: int, n: int) -> str:
     return f"{mistakes} in {n} pictures"
 
 
-def _tile(picture: Picture, true: Any, predicted: Any, probability: float) -> Tile:
+def _tile(picture: Picture, true: Any, predicted: Any, probability: float, name: str) -> Tile:
     right = true == predicted
     mark, colour = ("✓", BLUE) if right else ("✗", VERMILION)
     lines = [(f"{mark} {predicted}", f" {probability:.2f}")]
     if not right:
         lines.append((f"is {true}", ""))
-    return Tile(picture, lines, colour)
+    return Tile(picture, lines, colour, name)

@@ -30,19 +30,23 @@ _ACCURACY = {"label": "validation accuracy", "color": GREEN, "marker": "^", "lin
 class TrainingCurveDisplay:
     """Losses and validation accuracy by epoch.
 
-    Make it with :meth:`from_estimator`.
+    Make it with :meth:`from_estimator`. A head that was solved with all images at once has no
+    epochs; in place of curves, the display says so.
 
     Parameters
     ----------
     history : list of dict
         A row an epoch, as ``PretrainedImageClassifier.history_``: `epoch`, `train_loss`, and where
-        known `valid_loss`, `valid_accuracy` and `unfrozen_stages`.
+        known `valid_loss`, `valid_acc` and `unfrozen_stages`.
     best_epoch : int or None, default=None
         The epoch whose weights were kept.
     stages : list of str, default=()
         Names of the stages that aren't frozen, in forward order.
     head_first : bool, default=False
         Whether the head had been fitted before the first epoch.
+    n_iterations : int or None, default=None
+        Of the solver, where the head was solved with all images at once and nothing was trained
+        by steps.
 
     Attributes
     ----------
@@ -52,7 +56,7 @@ class TrainingCurveDisplay:
         With the accuracy, if there is one.
     figure_ : matplotlib Figure
     lines_ : list of matplotlib Line2D
-        Losses, then the accuracy.
+        Losses, then the accuracy; none of a solved head.
     unfreezing_ : list of (int, str)
         The epochs in which more stages begin to train, and their names.
 
@@ -71,6 +75,8 @@ class TrainingCurveDisplay:
     ax_: Any
     accuracy_ax_: Any
     figure_: Any
+    lines_: list[Any]
+    unfreezing_: list[tuple[int, str]]
 
     def __init__(
         self,
@@ -79,11 +85,13 @@ class TrainingCurveDisplay:
         best_epoch: int | None = None,
         stages: Sequence[str] = (),
         head_first: bool = False,
+        n_iterations: int | None = None,
     ) -> None:
         self.history = history
         self.best_epoch = best_epoch
         self.stages = stages
         self.head_first = head_first
+        self.n_iterations = n_iterations
 
     @classmethod
     def from_estimator(cls, estimator: Any, *, ax: Any = None) -> Self:
@@ -112,6 +120,7 @@ class TrainingCurveDisplay:
             best_epoch=getattr(clf, "best_epoch_", None),
             stages=clf.stages_[clf.freeze_ :],
             head_first=clf.net_.plan.unfreeze != "at_once",
+            n_iterations=clf.n_iter_ if clf.net_.full_batch else None,
         )
         return display.plot(ax=ax)
 
@@ -128,14 +137,19 @@ class TrainingCurveDisplay:
         TrainingCurveDisplay
         """
         check_matplotlib(f"{type(self).__name__}.plot")
-        self.ax_, own_figure = axes_to_draw_on(ax, (6.4, 4.2))
+        solved = self.n_iterations is not None
+        self.ax_, own_figure = axes_to_draw_on(ax, (6.4, 1.6 if solved else 4.2))
         self.figure_ = self.ax_.figure
         self.accuracy_ax_ = None
+        if solved:
+            self.lines_, self.unfreezing_ = [], []
+            self._say_solved()
+            return self
         self.lines_ = [self._line(self.ax_, name, style) for name, style in _LOSSES.items()]
-        if any("valid_accuracy" in row for row in self.history):
+        if any("valid_acc" in row for row in self.history):
             self.accuracy_ax_ = self.ax_.twinx()
             self.accuracy_ax_.set_ylabel("Validation accuracy", color=GREEN)
-            self.lines_.append(self._line(self.accuracy_ax_, "valid_accuracy", _ACCURACY))
+            self.lines_.append(self._line(self.accuracy_ax_, "valid_acc", _ACCURACY))
         self.lines_ = [line for line in self.lines_ if line is not None]
         self._label_axes()
         handles = [*self.lines_, *self._mark_best(), *self._mark_unfreezing()]
@@ -155,6 +169,20 @@ class TrainingCurveDisplay:
             markersize=4,
         )
         return line
+
+    def _say_solved(self) -> None:
+        """Tell in words what one dot would not."""
+        loss = self.history[-1]["train_loss"]
+        lines = [
+            "The head was solved with all images at once:",
+            f"{_counted(self.n_iterations, 'iteration')}, training loss {loss:.3g}.",
+            "Nothing was trained by steps, so there are no epochs to draw.",
+        ]
+        self.ax_.set_axis_off()
+        self.ax_.text(
+            0.5, 0.5, "\n".join(lines), ha="center", va="center", linespacing=1.6,
+            transform=self.ax_.transAxes, wrap=True,
+        )  # fmt: skip
 
     def _label_axes(self) -> None:
         from matplotlib.ticker import MaxNLocator
@@ -198,3 +226,7 @@ class TrainingCurveDisplay:
                 found.append((int(row["epoch"]), name))
             before = n
         return found
+
+
+def _counted(n: int | None, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
