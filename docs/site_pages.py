@@ -55,7 +55,7 @@ NOT_EXAMPLES = {"contact_sheet.py", "pictures.py"}  # others draw with these
 # sktl's modules in the order in which data flows, in groups.
 MODULES = {
     "Other packages: Their private names.": "compat",
-    "Images: From what X is to uint8 pixels.": "messages decoding images datasets",
+    "Images: From what X is to uint8 pixels.": "messages depth decoding images datasets",
     "Preprocessing: From pixels to what a network was trained on.": (
         "preprocessing resizing randomness augmentation"
     ),
@@ -67,8 +67,8 @@ MODULES = {
         "hardware threads onednn fusion inference claims cache prefix"
     ),
     "Suffix and head: From features to logits.": (
-        "parallel heads logistic solutions optimization batches depthwise net training model "
-        "progress alignment adaptation fitting explanation"
+        "parallel heads logistic solutions optimization batches depthwise net progress training "
+        "model alignment adaptation fitting explanation"
     ),
     "Files: What a fitted estimator is on the disk.": (
         "persistence sealed expectations layouts saving export"
@@ -84,7 +84,8 @@ MODULES = {
 # What the estimators' parameters serve; a test tells which are missing here.
 PARAMETERS = {
     "Data: What the images are, and how they are varied and weighted.": (
-        "image_size image_shape pixel_range on_error augment n_views mixup cutmix class_weight"
+        "image_size image_shape pixel_range bands on_error augment n_views mixup cutmix "
+        "class_weight"
     ),
     "Network: Where the features come from.": "backbone weights freeze stage pooling dtype",
     "Head: What is put on the network, and what it minimizes.": (

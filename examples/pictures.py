@@ -1,4 +1,7 @@
-"""Real pictures for the examples: a folder of your own, or one of crops that needs no download."""
+"""Real pictures for the examples: a folder of your own, or pieces of photographs, without download.
+
+``pip install 'sktl[examples]'`` brings the photographs, in scikit-image.
+"""
 
 import tempfile
 from pathlib import Path
@@ -45,3 +48,52 @@ def make_folder(n_crops=24):
             crop = Image.fromarray(photograph[top : top + SIDE, left : left + SIDE])
             crop.save(root / kind / f"{kind}{number:02}.png")
     return root
+
+
+def pieces_of_photographs(n_train, n_test, *, side=64, seed=0):
+    """Cut pieces out of thirteen photographs of scikit-image, which are the classes.
+
+    Pieces to train on come from the left half of a photograph, and those to test on from its right
+    half. They are ordered so that each row of thirteen has one of each class.
+
+    Returns
+    -------
+    X_train, y_train, X_test, y_test : arrays
+        uint8 images of shape (13 * n, side, side, 3), and names.
+    """
+    from skimage import data
+    from skimage.color import gray2rgb
+
+    photographs = {
+        "astronaut": data.astronaut(),
+        "brick": data.brick(),
+        "cat": data.chelsea(),
+        "coffee": data.coffee(),
+        "coins": data.coins(),
+        "galaxies": data.hubble_deep_field(),
+        "grass": data.grass(),
+        "gravel": data.gravel(),
+        "moon": data.moon(),
+        "motorcycle": data.stereo_motorcycle()[0],
+        "retina": data.retina(),
+        "rocket": data.rocket(),
+        "tissue": data.immunohistochemistry(),
+    }
+    rng = np.random.default_rng(seed)
+
+    def cut(photograph, columns):
+        top = rng.integers(photograph.shape[0] - side + 1)
+        left = rng.integers(columns.start, columns.stop - side + 1)
+        piece = photograph[top : top + side, left : left + side]
+        return gray2rgb(piece) if piece.ndim == 2 else piece
+
+    def half(is_right, n):
+        pieces = []
+        for _ in range(n):
+            for photograph in photographs.values():
+                width = photograph.shape[1]
+                columns = range(width // 2, width) if is_right else range(width // 2)
+                pieces.append(cut(photograph, columns))
+        return np.stack(pieces), np.array(list(photographs) * n)
+
+    return *half(False, n_train), *half(True, n_test)

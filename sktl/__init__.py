@@ -1,8 +1,10 @@
 """Transfer learning for images in scikit-learn."""
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import Any
 
-from .adaptation import DomainShiftWarning
+from .adaptation import DomainShiftWarning, NoDomainShiftWarning
 from .backbones import list_backbones
 from .classifier import PretrainedImageClassifier
 from .datasets import load_image_folder, load_image_table
@@ -18,6 +20,7 @@ __all__ = [
     "DomainShiftWarning",
     "FileFormatError",
     "MissingWeightsError",
+    "NoDomainShiftWarning",
     "NotSavableError",
     "PretrainedImageClassifier",
     "PretrainedImageFeatures",
@@ -29,3 +32,15 @@ __all__ = [
     "load_image_folder",
     "load_image_table",
 ]
+
+_LAZY = ("plotting",)  # matplotlib is slow to import, and not needed by most
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_LAZY, "__version__"])

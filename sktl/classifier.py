@@ -51,6 +51,7 @@ from .progress import (
     CallbackSupportMixin,
     EpochObserver,
     lines_wanted,
+    naming_fit,
     progress_bar,
     with_callbacks,
 )
@@ -178,19 +179,27 @@ class PretrainedImageClassifier(
     warm_start : bool, default=False
         Whether `fit` goes on from the last fit's weights, for another `max_epochs`. After a fit
         with ``freeze="all"`` it may go on to another freeze depth.
-    image_size : int or None, default=None
-        Height and width in pixels at which the network sees the images. None is what its
-        weights were trained with.
+    image_size : int, tuple of (int, int) or None, default=None
+        Height and width in pixels at which the network sees the images, one number where they are
+        the same. None is what its weights were trained with. Most convolutional networks take a
+        height and a width that differ; vision transformers don't.
+    resize_mode : {"crop", "squash", "pad"}, default="squash"
+        What becomes of a picture whose shape isn't that of `image_size`. "crop" resizes it until it
+        covers somewhat more than that, and cuts out the centre; what lies at the ends is lost.
+        "squash" resizes all of it to that shape. "pad" resizes all of it to fit in, and fills what
+        is left with the mean colour.
     image_shape : tuple of int or None, default=None
         Shape of the image in a row of two-dimensional X, (h, w), (h, w, c) or (c, h, w). None
         takes it from the width where that can be told.
     pixel_range : tuple of (float, float) or None, default=None
-        The values in arrays that mean black and white. None decides in `fit`: 0 to 255 for
-        uint8, else the nearest of 1, 16, 255 and 65535 that covers the values.
+        The values that mean black and white in arrays, and in files and PIL images of more than 8
+        bits. None decides in `fit`: 0 to 255 for 8 bits, else from 0 to the nearest of 1, 16, 255,
+        1023, 4095, 16383 and 65535 that covers the values, or the least and the greatest with a
+        warning. Of files of more than 8 bits, at most 32 are looked at, evenly spread over X.
     bands : (int, int, int) or None, default=None
         Which channels of arrays, files and PIL images are red, green and blue, counted from 0:
         (3, 2, 1) of Sentinel-2's thirteen, (2, 1, 0) of a BGR picture, (0, 1, 1) of two. The others
-        aren't looked at. None is for grey, RGB and RGBA, whose fourth channel is left out.
+        aren't looked at. None is for grey, RGB and RGBA, which is laid on white.
     cache : "memory", path or None, default="memory"
         Where the features of the frozen stages are kept: in this process, in a directory that
         processes share, or nowhere.
@@ -210,10 +219,12 @@ class PretrainedImageClassifier(
     random_state : int, RandomState instance or None, default=None
         Seed of the head's initial weights, the order of the batches, dropout, augmentation, the
         split for `early_stopping`, and of random backbone weights. Views that are kept (see
-        `n_views`) depend on the image alone, so that fits share them.
+        `n_views`) depend on the image alone, so that fits share them. The guide on training tells
+        what another number of threads changes.
     verbose : int, default=0
-        1 shows progress bars on a terminal or in a notebook, and elsewhere prints a line an epoch;
-        2 does both.
+        1 shows progress bars on a terminal or in a notebook. Elsewhere, as in a log file, it prints
+        a line every 30 seconds of the pass over the images, and a line an epoch. 2 does both. In
+        scikit-learn's searches, from its version 1.9 on, both say which fit of how many it is.
 
     Attributes
     ----------
@@ -341,7 +352,8 @@ class PretrainedImageClassifier(
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 5,
         warm_start: bool = False,
-        image_size: int | None = None,
+        image_size: Any = None,
+        resize_mode: str = "squash",
         image_shape: Any = None,
         pixel_range: Any = None,
         bands: Any = None,
@@ -385,6 +397,7 @@ class PretrainedImageClassifier(
         self.n_iter_no_change = n_iter_no_change
         self.warm_start = warm_start
         self.image_size = image_size
+        self.resize_mode = resize_mode
         self.image_shape = image_shape
         self.pixel_range = pixel_range
         self.bands = bands
@@ -469,7 +482,7 @@ class PretrainedImageClassifier(
     ) -> None:
         context = self._init_callback_context(max_subtasks=None)
         data = {"X": X, "y": y, "metadata": {"sample_weight": sample_weight}}
-        with self._all_or_nothing():
+        with self._all_or_nothing(), naming_fit(context):
             self._validate_params()
             self._check_training_params()
             if context is not None:
@@ -569,8 +582,11 @@ class PretrainedImageClassifier(
                 # A copy, since a model computes on with the weights of its first prediction.
                 return self._fitted_attributes(replace(model), classes)
 
-            n_epochs = model.net.max_epochs
-            with progress_bar("training", n_epochs, "epoch", self.verbose) as advance:
+            net = model.net
+            what = ("solving the head", 1, "solution")
+            if not net.full_batch:
+                what = ("training", net.max_epochs, "epoch")
+            with progress_bar(*what, self.verbose, lines=False) as advance:
                 yield EpochObserver(self, context, data, fitted, advance)
 
         fit = fit_model(
@@ -813,6 +829,7 @@ class PretrainedImageClassifier(
         y_source: Any = None,
         *,
         method: str = "pseudo_labels",
+        check: bool = True,
     ) -> Self:
         """Make a classifier for images of another source, of which none is labelled.
 
@@ -847,12 +864,18 @@ class PretrainedImageClassifier(
               until the head is surer of the images [5]_.
 
             The last two change the network, which then runs anew on all images.
+        check : bool, default=True
+            Whether to leave the classifier as it is, with a warning, where the images look like
+            those of the fit: heads are as sure of them as of images of the fit that are new to
+            the heads. Twice as many as those of the fit are used nevertheless, if adapted heads
+            recognise no fewer of the latter. "label_shift" is always done.
 
         Returns
         -------
         PretrainedImageClassifier
             A fitted copy for the target's images; this estimator stays as it is. Its
-            ``adaptation_`` has the fields `method`, `n_images`, `proportions` (mean probability
+            ``adaptation_`` has the fields `method`, `adapted` (False where `check` has found no
+            reason to), `n_images`, `proportions` (mean probability
             of each class among the images), `source_accuracy` (on images of the source that a
             head hasn't seen) and `expected_accuracy` (on the images, judged by the confidence
             that is lost on them [6]_); both are None where a class has one image only.
@@ -866,6 +889,8 @@ class PretrainedImageClassifier(
         -----
         DomainShiftWarning
             If the accuracy to be expected is less than three quarters of that on the source.
+        NoDomainShiftWarning
+            If `check` has found no reason to adapt.
 
         References
         ----------
@@ -902,7 +927,7 @@ class PretrainedImageClassifier(
         def run(X: Any) -> tuple[Adaptation, int]:
             images = self._open(X, reset=False)
             job = Job(self._model, images, source, source_images, settings, *kept)
-            return adapt_model(job, method), len(images)
+            return adapt_model(job, method, check), len(images)
 
         (done, n_images), _ = self._skip_unreadable(run, X)
         adapted = object.__new__(type(self))
@@ -913,6 +938,7 @@ class PretrainedImageClassifier(
         adapted._sample = self._sample if done.model.depth == self._model.depth else None
         adapted.adaptation_ = Bunch(
             method=method,
+            adapted=done.adapted,
             n_images=n_images,
             proportions=done.proportions,
             source_accuracy=done.source_accuracy,
@@ -1086,7 +1112,7 @@ class PretrainedImageClassifier(
         """Find the pixels that speak for a class. Needs captum: ``pip install sktl[explain]``.
 
         The whole network is looked at, frozen stages included, in float32. Pixels are those that
-        it sees: of the image as it is resized and cropped to `image_size`.
+        it sees: of the image as it is brought to `image_size` (see `resize_mode`).
 
         Parameters
         ----------
@@ -1105,7 +1131,9 @@ class PretrainedImageClassifier(
 
         Returns
         -------
-        float32 ndarray of shape (n_samples, image_size, image_size)
+        float32 ndarray of shape (n_samples, h, w)
+            Of the height and width in `image_size`. With "squash", resizing it to a picture's own
+            shape lays it on the picture; :class:`sktl.plotting.ExplanationDisplay` does so.
 
         Raises
         ------
@@ -1189,7 +1217,7 @@ class PretrainedImageClassifier(
             state.setdefault("skipped_", np.arange(0))  # older files lack it
             state["history_"] = read_rows(state["history_"])
         if "adaptation_" in state:
-            state["adaptation_"] = Bunch(**state["adaptation_"])
+            state["adaptation_"] = Bunch(**{"adapted": True} | state["adaptation_"])
         return state
 
 

@@ -25,6 +25,7 @@ from .images import Images
 from .layouts import FEATURES
 from .persistence import Packer, restore_backbone, restore_frozen, store_backbone
 from .prefix import FrozenPrefix, freeze_stage
+from .progress import progress_bar
 from .saving import savable
 from .summary import Summary, name_of
 
@@ -56,12 +57,14 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
     dtype : {np.float32, np.float16, "float32", "float16"}, default=np.float32
         Of the features. float16 takes half the memory, and has three to four digits; features
         beyond its range, 65504, are an error.
-    image_size, image_shape, pixel_range, bands, cache, precision, device, n_jobs
+    image_size, resize_mode, image_shape, pixel_range, bands, cache, precision, device, n_jobs
         See :class:`PretrainedImageClassifier`.
     on_error : {"raise", "skip"}, default="raise"
         What to do with files that can't be read. "raise" is an error that names them all, "skip" a
         warning, and NaN as their features.
     verbose : int, default=0
+        1 shows a progress bar on a terminal or in a notebook, and elsewhere prints a line every 30
+        seconds and at the end.
 
     Attributes
     ----------
@@ -102,7 +105,8 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
         stage: Any = None,
         pooling: Any = "auto",
         dtype: Any = np.float32,
-        image_size: int | None = None,
+        image_size: Any = None,
+        resize_mode: str = "squash",
         image_shape: Any = None,
         pixel_range: Any = None,
         bands: Any = None,
@@ -119,6 +123,7 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
         self.pooling = pooling
         self.dtype = dtype
         self.image_size = image_size
+        self.resize_mode = resize_mode
         self.image_shape = image_shape
         self.pixel_range = pixel_range
         self.bands = bands
@@ -211,9 +216,10 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
 
     def _blocks(self, images: Images, n: int) -> Iterator[tuple[range, Tensor]]:
         cache, n_jobs = self._cache(), self._n_jobs()
-        for start in range(0, n, _BLOCK):
-            block = range(start, min(start + _BLOCK, n))
-            yield block, self._prefix.compute(images, cache, n_jobs, block)
+        with progress_bar("features", n, "image", self.verbose) as tell:
+            for start in range(0, n, _BLOCK):
+                block = range(start, min(start + _BLOCK, n))
+                yield block, self._prefix.compute(images, cache, n_jobs, block, tell=tell)
 
     def _features(self, images: Images) -> Floats:
         for block, rows in self._blocks(images, len(images)):

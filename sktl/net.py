@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import skorch
 import torch
-from skorch.callbacks import Callback, EpochTimer, LRScheduler, PassthroughScoring, PrintLog
+from skorch.callbacks import Callback, EpochTimer, LRScheduler, PassthroughScoring
 from skorch.utils import FirstStepAccumulator, to_device
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -158,9 +158,8 @@ class SuffixNet(skorch.NeuralNetClassifier):
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Any]]:
-        log = [("print_log", PrintLog())] if self.verbose else []
         loss = PassthroughScoring(name="train_loss", on_train=True)
-        return [("epoch_timer", EpochTimer()), ("train_loss", loss), *log]
+        return [("epoch_timer", EpochTimer()), ("train_loss", loss)]
 
     def notify(self, method_name: str, **kwargs: Any) -> None:
         """Tell callbacks what skorch tells them: y are labels, and weights those to be kept."""

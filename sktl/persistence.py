@@ -37,6 +37,8 @@ from .preprocessing import Recipe
 from .randomness import seeded
 
 FORMAT = 2
+# What versions did that lacked a parameter, where its default is something else.
+BEFORE = {"resize_mode": "crop"}
 _LOCAL = ("<lambda>", "<locals>")
 _RENAMED = {"valid_accuracy": "valid_acc"}  # columns of a history
 # What a callback may have kept of a training run.

@@ -18,9 +18,19 @@ from .cache import FeatureCache
 from .compat import is_early_stopping
 from .net import Snapshot, SuffixNet
 from .parallel import processes
+from .progress import print_line
 from .randomness import seeded
 from .threads import suited_threads
 
+_SHOWN = {
+    "train_loss": ".5g",
+    "valid_loss": ".5g",
+    "valid_acc": ".4f",
+    "lr": ".2e",
+    "backbone_lr": ".2e",
+    "unfrozen_stages": "d",
+}
+_WAITS = 8  # benchmarks/threads.py shows what steps of many layers cost in one thread and in two
 _SEEDS_APART = 2**32  # between processes that train together, of which each draws for its rows
 
 
@@ -138,6 +148,8 @@ def _run_epochs(
                 if whole is None:
                     raise
                 return _back_to(whole, net, n_whole)
+        if plan.verbose:
+            print_line(_described(net, epoch))
         if keep_epochs:
             with net.averaged():
                 whole = Snapshot(net.module_)
@@ -149,6 +161,22 @@ def _run_epochs(
             break
     net.finish()
     return Outcome(None if best is None else best.restore())
+
+
+def _described(net: SuffixNet, epoch: int) -> str:
+    """What the last epoch came to, in one line; a full-batch fit has no epochs."""
+    row = history_rows(net)[-1]
+    if net.full_batch:
+        return (
+            f"head solved in {n_iterations(net)} iterations: train_loss {row['train_loss']:.5g}, "
+            f"{row['seconds']:.3g} s"
+        )
+    number = row["epoch"]
+    of = f" of {number + net.max_epochs - epoch - 1}" if net.max_epochs > 1 else ""
+    values = [
+        f"{name} {row[name]:{form}}" for name, form in _SHOWN.items() if row.get(name) is not None
+    ]
+    return f"epoch {number}{of}: {', '.join(values)}, {row['seconds']:.3g} s"
 
 
 def _back_to(whole: Snapshot, net: SuffixNet, n_epochs: int) -> Outcome:
@@ -187,12 +215,30 @@ class _Best:
 
 
 def _products_in_a_step(net: SuffixNet, rows: FeatureRows) -> int:
-    """Multiplications of a step on the head; with stages to train, far more than that."""
-    if net.prepare is not None or any(True for _ in net.module_.suffix.parameters()):
+    """Multiplications of a step, as :func:`sktl.threads.suited_threads` takes them."""
+    n: int = min(net.batch_size, len(rows))
+    if net.prepare is not None:
         return sys.maxsize
+    if any(True for _ in net.module_.suffix.parameters()):
+        if net.device != "cpu":
+            return sys.maxsize
+        # Back costs twice what forth does. Each layer's loops wait for all threads, and a head is
+        # one layer: with many, there must be more to share.
+        return 3 * n * _products_of_a_row(net, rows) // _WAITS
     # A step on all rows also multiplies matrices that are far from flat.
-    n = 10 * len(rows) if net.full_batch else min(net.batch_size, len(rows))
+    n = 10 * len(rows) if net.full_batch else n
     return n * sum(int(p.numel()) for p in net.module_.head.parameters())
+
+
+def _products_of_a_row(net: SuffixNet, rows: FeatureRows) -> int:
+    """Multiplications of suffix and head on one image."""
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import
+
+    net.module_.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net.module_(rows.features[:1])
+    n_operations: int = counter.get_total_flops()  # multiplications and additions
+    return n_operations // 2
 
 
 def _warn_unless_converged(net: SuffixNet) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+PRINTED = r"\d+\.\d{3} of |\d+ MB more|\d\.\d{3} \+- |\de\+\d\d |\d,0\.\d{3}"
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -28,6 +29,9 @@ def slow(command):
         slow("large_folder.py --images 32 --few 16"),
         slow("deploy.py --images 16 --repeats 1 --compile 0"),
         slow("training_step.py --images 64 --repeats 1"),
+        slow("many_classes.py --rows 100 --classes 5 --test-rows 30 --max-iter 20"),
+        "threads.py --sizes 32 --blocks 1 --steps 1 --batch 4",
+        slow("photographs.py --drawings 1 --test 2"),
         slow("compiling.py --images 32 --networks 1 --repeats 1"),
         slow("accuracy/study.py --digits 2 --size 32 --epochs 1 --folds 2 --output {output}"),
     ],
@@ -42,4 +46,4 @@ def test_benchmarks_run(command, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert re.search(r"\d+\.\d{3} of |\d+ MB more|\d\.\d{3} \+- ", done.stdout)
+    assert re.search(PRINTED, done.stdout)

@@ -21,6 +21,20 @@ def run(example, *arguments):
     return done.stdout
 
 
+def test_quickstart():
+    printed = run("quickstart.py")
+    scores = [float(line.split()[-1]) for line in printed.splitlines() if line.startswith("    ")]
+    assert len(scores) == 9
+    for ours, *pixels in (scores[:3], scores[3:6], scores[6:]):
+        assert ours > max(pixels) + 0.2
+    assert "loaded in a new process, the same predictions: True" in printed
+    with Image.open(re.search(r"drawn in (.+\.png)", printed).group(1)) as drawing:
+        assert np.asarray(drawing.convert("L")).std() > 10
+    folder = Path(re.search(r"the images lie in (.+)", printed).group(1))
+    shutil.rmtree(folder)
+    assert sheet_in(printed).shape == (16 + 2 * 128 + 16 + 128, 8 * 112, 3)
+
+
 def sheet_in(printed):
     """The contact sheet that an example says it has written."""
     path = Path(re.search(r"shown in (.+\.png)", printed).group(1))

@@ -1,11 +1,5 @@
 """Fine-tuning: rates, schedules, unfreezing, regularisation, stopping, going on."""
 
-import contextlib
-import os
-import pty
-import subprocess
-import sys
-import termios
 from functools import partial
 
 import numpy as np
@@ -705,51 +699,6 @@ def test_history_is_a_table(make, data):
     columns |= {"unfrozen_stages"}
     assert columns | {"seconds"} == set(table.columns)
     assert not table.isna().any().any()
-
-
-FIT = """
-from sklearn.datasets import load_digits
-from sktl import PretrainedImageClassifier
-X, y = load_digits(n_class=2, return_X_y=True)
-clf = PretrainedImageClassifier(
-    image_size=32, optimizer="adamw", max_epochs=3, verbose={verbose}
-)
-clf.fit(X[:40], y[:40])
-"""
-
-
-def run_piped(verbose):
-    code = FIT.format(verbose=verbose)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-
-
-def test_silence_and_lines_in_a_log():
-    silent, told = run_piped(0), run_piped(1)
-    assert silent.stdout == silent.stderr == ""
-    assert told.stderr == ""
-    assert "\r" not in told.stdout
-    assert len([line for line in told.stdout.splitlines() if line.strip()[:1].isdigit()]) == 3
-
-
-def test_a_bar_on_a_terminal():
-    main, terminal = pty.openpty()
-    termios.tcsetwinsize(main, (24, 100))
-    code = FIT.format(verbose=1)
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=terminal
-    ) as process:
-        os.close(terminal)
-        shown = ""
-        with contextlib.suppress(OSError):  # what reading gives once nobody writes any more
-            while part := os.read(main, 10_000):
-                shown += part.decode()
-        lines = process.stdout.read()
-    os.close(main)
-    assert process.returncode == 0
-    assert "features" in shown
-    assert "image/s" in shown
-    assert "training" in shown
-    assert lines == b""
 
 
 callback = pytest.importorskip("sklearn.callback")

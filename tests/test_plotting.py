@@ -391,7 +391,9 @@ def test_predictions_of_a_pipeline_of_files(save_photographs, tmp_path):
     assert display.file_names == [Path(files[i]).name for i in display.indices_]
     texts = [text.get_text() for text in display.ax_.texts]
     assert [text for text in texts if text.endswith(".jpg")] == display.file_names
-    assert ImagePredictionsDisplay.from_predictions(pictures(2), [0, 1], np.eye(2)).file_names == []
+    for X in (pictures(2), [Path(file).read_bytes() for file in files[:2]]):
+        nameless = ImagePredictionsDisplay.from_predictions(X, [0, 1], np.eye(2))
+        assert nameless.file_names == []
 
 
 def test_predictions_must_fit(frozen):

@@ -518,17 +518,54 @@ def test_history(make, three_kinds):
     assert all(type(value) in (int, float) for row in clf.history_ for value in row.values())
 
 
-@pytest.mark.parametrize("params", [{"optimizer": "adamw", "max_epochs": 3}, {}])
-def test_verbose(make, three_kinds, capsys, params):
-    quiet = make(**params).fit(*three_kinds)
-    quiet.predict(three_kinds[0])
-    captured = capsys.readouterr()
-    assert captured.out == captured.err == ""
-    loud = make(verbose=1, **params).fit(*three_kinds)
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    epochs = [int(line[0]) for line in lines if line and line[0].isdigit()]
-    assert epochs == [row["epoch"] for row in loud.history_]
-    assert len(lines) == len(epochs) + 2  # and a heading
+class Threads(Callback):
+    """Notes in how many threads torch computes while training."""
+
+    def __init__(self):
+        self.seen = set()
+
+    def on_epoch_end(self, net, **kwargs):
+        self.seen.add(torch.get_num_threads())
+
+
+@pytest.mark.parametrize(("image_size", "n_threads"), [(32, 1), (224, 2)])
+def test_small_steps_of_stages_run_in_one_thread(photographs, image_size, n_threads):
+    threads = Threads()
+    clf = PretrainedImageClassifier(
+        freeze=-2,
+        unfreeze="at_once",
+        image_size=image_size,
+        max_epochs=1,
+        callbacks=[("threads", threads)],
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        clf.fit(*photographs)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert threads.seen == {n_threads}
+
+
+# Threads ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "params", [{}, {"optimizer": "adamw", "max_epochs": 3}, {"head": (16,), "max_epochs": 3}]
+)
+def test_frozen_fits_do_not_depend_on_the_number_of_threads(digits, params):
+    X, y = digits[0][:24], digits[1][:24]
+    found = []
+    before = torch.get_num_threads()
+    for n_threads in (1, 2):
+        torch.set_num_threads(n_threads)
+        settings = {"image_size": SIZE, "random_state": 0, "cache": None} | params
+        clf = PretrainedImageClassifier(precision="float32", **settings).fit(X, y)
+        found.append(clf.predict_proba(X))
+    torch.set_num_threads(before)
+    np.testing.assert_allclose(*found, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(*(proba.argmax(1) for proba in found))
 
 
 # Chance -------------------------------------------------------------------------------

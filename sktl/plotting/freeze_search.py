@@ -234,9 +234,9 @@ class FreezeSearchDisplay:
 
     def _cut_axis(self, means: npt.NDArray[Any], spreads: npt.NDArray[Any]) -> None:
         """Leave the room to the scores that are near the best."""
-        shown = np.delete(np.arange(len(means)), self.below_)
-        low = np.nanmin(means[shown] - spreads[shown])
-        high = np.nanmax(means[shown] + spreads[shown])
+        near = np.delete(np.arange(len(means)), self.below_)
+        low = np.nanmin(means[near] - spreads[near])
+        high = np.nanmax(means[near] + spreads[near])
         margin = 0.1 * (high - low) or 0.01
         self.ax_.set_ylim(low - 2 * margin, high + margin / 2)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..images import Images, kind_of, learn_format, open_images
+from ..images import Images, learn_format, open_images
 from .drawing import Picture
 
 _SIDE = 200  # pixels, of the longer side
@@ -55,12 +54,10 @@ def small_pictures(images: Images, indices: Sequence[int]) -> list[Picture]:
     return [_small(np.asarray(images.batch([i], _SIDE)[0].permute(1, 2, 0))) for i in indices]
 
 
-def file_names(X: Any, indices: Sequence[int]) -> list[str]:
-    """Names of the files of some images; none where X isn't of paths."""
-    if kind_of(X) != "paths":
-        return []
-    paths = np.asarray(X, dtype=object).reshape(len(X))
-    return [Path(os.fsdecode(paths[i])).name for i in indices]
+def file_names(images: Images, indices: Sequence[int]) -> list[str]:
+    """Names of the files of some images, "" for one without; none where all are."""
+    names = [Path(images.path(i) or "").name for i in indices]
+    return names if any(names) else []
 
 
 def _small(pixels: Picture) -> Picture:

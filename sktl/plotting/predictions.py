@@ -115,7 +115,7 @@ class ImagePredictionsDisplay:
         check_is_fitted(estimator)
         y_proba = estimator.predict_proba(X)
         images = open_pictures(X, estimator)
-        return cls._of(X, images, y, y_proba, estimator.classes_, n_images, ax)
+        return cls._of(images, y, y_proba, estimator.classes_, n_images, ax)
 
     @classmethod
     def from_predictions(
@@ -155,11 +155,11 @@ class ImagePredictionsDisplay:
         """
         check_matplotlib(f"{cls.__name__}.from_predictions")
         classes = np.unique(y_true) if classes is None else classes
-        return cls._of(images, open_pictures(images), y_true, y_proba, classes, n_images, ax)
+        return cls._of(open_pictures(images), y_true, y_proba, classes, n_images, ax)
 
     @classmethod
     def _of(
-        cls, X: Any, images: Images, y_true: Any, y_proba: Any, classes: Any, n_images: int, ax: Any
+        cls, images: Images, y_true: Any, y_proba: Any, classes: Any, n_images: int, ax: Any
     ) -> Self:
         y_true, y_proba, classes = column_or_1d(y_true), np.asarray(y_proba), np.asarray(classes)
         check_consistent_length(np.empty(len(images)), y_true, y_proba)
@@ -177,7 +177,7 @@ class ImagePredictionsDisplay:
             y_pred=y_pred[shown],
             probabilities=highest[shown],
             title=_title(int(wrong.sum()), len(wrong)),
-            file_names=file_names(X, shown.tolist()),
+            file_names=file_names(images, shown.tolist()),
         )
         display.indices_ = shown
         return display.plot(ax=ax)
