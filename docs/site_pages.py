@@ -54,6 +54,7 @@ EXAMPLES = [
 NOT_EXAMPLES = {"contact_sheet.py", "pictures.py"}  # others draw with these
 # sktl's modules in the order in which data flows, in groups.
 MODULES = {
+    "Other packages: Their private names.": "compat",
     "Images: From what X is to uint8 pixels.": "messages depth decoding images datasets",
     "Preprocessing: From pixels to what a network was trained on.": (
         "preprocessing resizing randomness augmentation"
@@ -63,7 +64,7 @@ MODULES = {
         "backbones.stages backbones.split backbones"
     ),
     "Frozen prefix and cache: Each image once.": (
-        "hardware threads fusion translation engine inference claims cache prefix"
+        "hardware threads onednn fusion translation engine inference claims cache prefix"
     ),
     "Suffix and head: From features to logits.": (
         "parallel heads logistic solutions optimization batches depthwise net progress training "
@@ -72,7 +73,7 @@ MODULES = {
     "Files: What a fitted estimator is on the disk.": (
         "persistence sealed expectations layouts saving export"
     ),
-    "Estimators: Scikit-learn's face.": "summary base features labels classifier",
+    "Estimators: Scikit-learn's face.": "constraints summary base features labels classifier",
     "Plots: Scikit-learn's displays, of what fitted estimators know.": (
         "plotting.drawing plotting.pictures plotting.training_curve plotting.freeze_search "
         "plotting.predictions plotting.confusion plotting.explanations plotting.feature_map "

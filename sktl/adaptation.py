@@ -32,6 +32,7 @@ from .heads import Head, HeadShape, linear_inputs
 from .images import Images
 from .inference import FrozenModule
 from .model import Model, assemble_net, copy_tensors
+from .net import BATCH_NORMS
 from .optimization import TrainingPlan, default_lr
 from .prefix import run_on_images
 
@@ -42,7 +43,7 @@ _MOST_IMAGES = 5000  # more of the target teach the head nothing new
 _BATCH = 64
 _TENT_EPOCHS = 5
 _TENT_LR = 1e-3
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+_NORMS = (*BATCH_NORMS, nn.LayerNorm, nn.GroupNorm)
 _ANY_NETWORK = 'The methods "pseudo_labels", "coral" and "standardize" do with any network.'
 
 
@@ -251,7 +252,7 @@ def _own_statistics(job: Job) -> Adapted:
             "X_source, with their labels as y_source."
         )
     network = job.model.whole_network()
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in network.modules() if isinstance(m, BATCH_NORMS)]
     if not norms:
         raise ValueError(
             f'method="adabn" needs batch norm, which this network doesn\'t have. {_ANY_NETWORK}'

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copyreg
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from inspect import Parameter, signature
@@ -19,18 +17,14 @@ import numpy.typing as npt
 import torch
 from joblib import effective_n_jobs
 from sklearn.base import BaseEstimator
-from sklearn.utils import Tags, _safe_indexing
-from sklearn.utils._param_validation import (
-    Interval,
-    InvalidParameterError,
-    StrOptions,
-    validate_parameter_constraints,
-)
-from sklearn.utils.validation import _num_samples, validate_data
+from sklearn.utils import Tags
+from sklearn.utils.validation import validate_data
 from torchvision.models import WeightsEnum
 
 from .backbones import Backbone, load_backbone
 from .cache import FeatureCache, open_cache
+from .compat import html_above, new_object
+from .constraints import Interval, StrOptions, check_parameters
 from .hardware import PRECISIONS, choose_device, choose_precision, is_out_of_memory
 from .images import (
     ImageFormat,
@@ -44,7 +38,7 @@ from .images import (
     one_picture_message,
     open_images,
 )
-from .messages import shown, shown_several
+from .messages import shown_several
 from .persistence import (
     BEFORE,
     InconsistentVersionWarning,
@@ -60,16 +54,6 @@ from .summary import Summary
 
 _Result = TypeVar("_Result")
 _Rows = TypeVar("_Rows", bound=np.floating[Any])
-
-
-@dataclass(frozen=True)
-class _NotANumber:
-    """Stands for a bool where a number is wanted: Python takes True for 1."""
-
-    value: object
-
-    def __repr__(self) -> str:
-        return repr(self.value)
 
 
 class ImageEstimator(BaseEstimator):
@@ -91,23 +75,6 @@ class ImageEstimator(BaseEstimator):
         "on_error": [StrOptions({"raise", "skip"})],
         "verbose": ["verbose"],
     }
-
-    def _validate_params(self) -> None:
-        """scikit-learn's check, but True isn't taken for 1, and long values are shown in short."""
-        constraints = self._parameter_constraints
-        params = {
-            name: _NotANumber(value) if isinstance(value, bool | np.bool_) else value
-            for name, value in self.get_params(deep=False).items()
-            if not {"boolean", "verbose"}.intersection(map(str, constraints[name]))
-        }
-        params = self.get_params(deep=False) | params
-        try:
-            validate_parameter_constraints(constraints, params, type(self).__name__)
-        except InvalidParameterError as error:
-            message = str(error)
-            for value in params.values():
-                message = message.replace(repr(value), shown(value))
-            raise InvalidParameterError(message) from None
 
     def _open(self, X: Any, *, reset: bool, counts: npt.NDArray[Any] | None = None) -> Images:
         """Open X; with `reset`, learn from the samples that count how to read it."""
@@ -180,7 +147,7 @@ class ImageEstimator(BaseEstimator):
             except UnreadableImagesError as error:
                 if self.on_error == "raise":
                     raise
-                left = left if files else np.arange(_num_samples(X))
+                left = left if files else np.arange(n_rows(X))
                 files += error.files
                 left = np.delete(left, error.rows)
                 if not len(left):
@@ -190,8 +157,8 @@ class ImageEstimator(BaseEstimator):
                     _check_classes(aligned[0], given[1], error)
         if not files:
             return result, left
-        skipped = np.setdiff1d(np.arange(_num_samples(X)), left)
-        _warn_of(files, len(skipped), _num_samples(X), "They were left out.")
+        skipped = np.setdiff1d(np.arange(n_rows(X)), left)
+        _warn_of(files, len(skipped), n_rows(X), "They were left out.")
         return result, skipped
 
     def _load_backbone(self, seed: int | None = None) -> Backbone:
@@ -265,9 +232,13 @@ class ImageEstimator(BaseEstimator):
         """scikit-learn's table of parameters in a notebook, below what fit has learned."""
         params = super()._get_params_html(*args, **kwargs)
         if self.__sklearn_is_fitted__():
-            html = self._summary().to_html() + params._html_repr()
-            params._html_repr = lambda: html
+            return html_above(params, lambda: self._summary().to_html())
         return params
+
+    def _validate_params(self) -> None:
+        """Check all parameters, as scikit-learn's method of this name does."""
+        parameters = self.get_params(deep=False)
+        check_parameters(parameters, self._parameter_constraints, type(self).__name__)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -278,7 +249,7 @@ class ImageEstimator(BaseEstimator):
     def __getstate__(self) -> dict[str, Any]:
         pack = Packer()
         state = dict(super().__getstate__())
-        state |= {k: pack(k, v) for k, v in state.items() if k in self._get_param_names()}
+        state |= {k: pack(k, v) for k, v in state.items() if k in self.get_params(deep=False)}
         if "_format" in state:
             state["_format"] = to_settings(state["_format"])
         if self.__sklearn_is_fitted__():
@@ -286,7 +257,7 @@ class ImageEstimator(BaseEstimator):
         return state | {"_sktl_version": version("sktl")}
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return copyreg.__newobj__, (type(self),), self.__getstate__()  # type: ignore[attr-defined]
+        return new_object(), (type(self),), self.__getstate__()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What skops asks for, while pickle and copy ask for `__reduce_ex__`."""
@@ -334,7 +305,24 @@ def _defaults(cls: type) -> dict[str, Any]:
 
 def rows_at(rows: Any, places: npt.NDArray[np.int64]) -> Any:
     """Take some rows of what has one for each image, in a container of the same kind."""
-    return rows if rows is None or np.isscalar(rows) else _safe_indexing(rows, places)
+    if rows is None or np.isscalar(rows):
+        return rows
+    if hasattr(rows, "iloc"):  # of pandas
+        return rows.iloc[places]
+    if isinstance(rows, torch.Tensor):
+        return rows[torch.as_tensor(places)]
+    if hasattr(rows, "shape"):
+        return rows[places]
+    if hasattr(rows, "take"):  # of Arrow
+        return rows.take(places)
+    taken = [rows[i] for i in places]
+    return tuple(taken) if isinstance(rows, tuple) else taken
+
+
+def n_rows(X: Any) -> int:
+    """Count images, of which X has one a row."""
+    shape = getattr(X, "shape", None)
+    return len(X) if shape is None else int(shape[0])
 
 
 def _check_classes(labels: Any, left: Any, error: UnreadableImagesError) -> None:

@@ -17,15 +17,15 @@ from scipy.special import log_softmax, softmax
 from sklearn.base import ClassifierMixin, TransformerMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils import Bunch, Tags
-from sklearn.utils._param_validation import Interval, Options, StrOptions
-from sklearn.utils.validation import _num_samples, check_consistent_length, check_is_fitted
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from skorch.callbacks import Callback, InputShapeSetter, LRScheduler
 
 from .adaptation import METHODS, Adaptation, Job, adapt_model
 from .alignment import LabelledFeatures, Settings
 from .augmentation import AUGMENTATIONS
 from .backbones import Backbone
-from .base import ImageEstimator, rows_at
+from .base import ImageEstimator, n_rows, rows_at
+from .constraints import Interval, Options, StrOptions
 from .explanation import METHODS as EXPLANATIONS
 from .explanation import explain_images
 from .export import TorchClassifier, to_onnx, to_torch
@@ -69,8 +69,9 @@ class _FreezeDepths(Options):
     def __init__(self) -> None:
         super().__init__(str, {"all", "none"})
 
-    def is_satisfied_by(self, val: Any) -> bool:
-        return isinstance(val, str | Integral)
+    def allows(self, value: Any) -> bool:
+        """Whether it is a name or a number of stages."""
+        return isinstance(value, str | Integral) and not isinstance(value, bool | np.bool_)
 
     def __str__(self) -> str:
         return '"all", "none", the number of frozen stages or the name of the last of them'
@@ -494,7 +495,7 @@ class PretrainedImageClassifier(
                 attempt, X, y, sample_weight, keep_classes="partial" not in how
             )
             if len(self.skipped_) and hasattr(self, "validation_indices_"):
-                left = np.delete(np.arange(_num_samples(X)), self.skipped_)
+                left = np.delete(np.arange(n_rows(X)), self.skipped_)
                 self.validation_indices_ = left[self.validation_indices_]
             if context is not None and not interrupted:
                 context.call_on_fit_task_end(estimator=self, reconstruction_attributes=dict, **data)
@@ -554,8 +555,8 @@ class PretrainedImageClassifier(
     ) -> bool:
         """Fit; say whether the user has stopped it after a whole epoch."""
         kind_of(X)  # refuses a single image, whose length isn't a number of samples
-        if looks_like_one_picture(X) and len(X) != _num_samples(y):
-            raise ValueError(f"{one_picture_message(X.shape)} y has {_num_samples(y)} labels.")
+        if looks_like_one_picture(X) and len(X) != n_rows(y):
+            raise ValueError(f"{one_picture_message(X.shape)} y has {n_rows(y)} labels.")
         check_consistent_length(X, y)
         if partial:
             classes, labels = self._check_part_of_y(y, all_classes)

@@ -65,9 +65,8 @@ class _Depthwise(torch.autograd.Function):
         return *(g if w else None for g, w in zip(found, wanted, strict=True)), None
 
 
-def _convolve(
-    geometry: _Geometry, maps: Tensor, weight: Tensor, bias: Tensor | None = None
-) -> Tensor:
+def _forward(geometry: _Geometry, layer: nn.Conv2d, maps: Tensor) -> Tensor:
+    weight, bias = layer.weight, layer.bias
     low = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
     if low and maps.device.type == "cpu" and torch.is_grad_enabled():
         result: Tensor = _Depthwise.apply(maps, weight, bias, geometry)
@@ -86,7 +85,7 @@ def train_depthwise_fast(network: nn.Module) -> None:
     for layer in network.modules():
         if type(layer) is nn.Conv2d and _is_depthwise(layer):
             geometry = _Geometry(layer.stride, layer.padding, layer.dilation)  # type: ignore[arg-type]
-            layer._conv_forward = partial(_convolve, geometry)  # type: ignore[method-assign]
+            layer.forward = partial(_forward, geometry, layer)  # type: ignore[method-assign]
 
 
 def _is_depthwise(layer: nn.Conv2d) -> bool:

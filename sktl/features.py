@@ -13,13 +13,13 @@ import numpy.typing as npt
 import torch
 from sklearn.base import TransformerMixin
 from sklearn.utils import Tags
-from sklearn.utils._param_validation import Options, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from .backbones import Backbone, Pool, Pooling, spatial_axes
 from .base import ImageEstimator
 from .cache import empty_rows
+from .constraints import Options, StrOptions
 from .hardware import restore_device, restore_precision
 from .images import Images
 from .layouts import FEATURES

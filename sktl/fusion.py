@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import operator
-import platform
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,26 +19,22 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops import StochasticDepth
 
+from . import onednn
 from .backbones import CutNetwork, pad_same
+from .onednn import NOTHING, RELU, RELU6, Activation
 from .preprocessing import Normalize
 
-# Name, numbers and variant, as oneDNN's operators in torch take them.
-_Activation = tuple[str, list[float], str]
-_NOTHING: _Activation = ("none", [], "")
-_RELU: _Activation = ("relu", [], "")
-_RELU6: _Activation = ("hardtanh", [0.0, 6.0], "")
-
-_LAYERS: dict[type[nn.Module], Callable[[Any], _Activation]] = {
-    nn.ReLU: lambda layer: _RELU,
-    nn.ReLU6: lambda layer: _RELU6,
-    nn.Hardtanh: lambda layer: ("hardtanh", [layer.min_val, layer.max_val], ""),
-    nn.SiLU: lambda layer: ("swish", [], ""),
-    nn.Hardswish: lambda layer: ("hardswish", [], ""),
-    nn.Hardsigmoid: lambda layer: ("hardsigmoid", [], ""),
-    nn.Sigmoid: lambda layer: ("sigmoid", [], ""),
-    nn.GELU: lambda layer: ("gelu", [], layer.approximate),
+_LAYERS: dict[type[nn.Module], Callable[[Any], Activation]] = {
+    nn.ReLU: lambda layer: RELU,
+    nn.ReLU6: lambda layer: RELU6,
+    nn.Hardtanh: lambda layer: onednn.hardtanh(layer.min_val, layer.max_val),
+    nn.SiLU: lambda layer: onednn.SWISH,
+    nn.Hardswish: lambda layer: onednn.HARDSWISH,
+    nn.Hardsigmoid: lambda layer: onednn.HARDSIGMOID,
+    nn.Sigmoid: lambda layer: onednn.SIGMOID,
+    nn.GELU: lambda layer: onednn.gelu(layer.approximate),
 }
-_FUNCTIONS: dict[Any, _Activation] = {F.relu: _RELU, torch.relu: _RELU, F.relu6: _RELU6}
+_FUNCTIONS: dict[Any, Activation] = {F.relu: RELU, torch.relu: RELU, F.relu6: RELU6}
 _SUMS = (operator.add, operator.iadd, torch.add)
 _INERT = (nn.Identity, nn.Dropout, nn.Dropout2d, StochasticDepth)  # in evaluation mode
 _PIXELS_ABREAST = 64
@@ -48,17 +43,8 @@ _LAYOUTS = 3  # of a convolution's weights that are kept; each takes their memor
 
 def kernels(device: torch.device, dtype: torch.dtype) -> str:
     """Name the kernels that :func:`fuse` takes, since others give slightly other numbers."""
-    return "packed-1" if _is_packed(device, dtype) else "plain"
-
-
-def _is_packed(device: torch.device, dtype: torch.dtype) -> bool:
-    if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
-        return False
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    if dtype is torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return dtype is torch.float32
+    found = onednn.usable(device, dtype)
+    return " ".join(["packed-2", *sorted(found)]) if found else "plain"
 
 
 def fuse(module: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
@@ -79,7 +65,8 @@ def fuse(module: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Modu
     """
     fused = fold_norms(module).requires_grad_(False).to(device, dtype)
     fused = fused.to(memory_format=torch.channels_last)
-    return _packed(fused, dtype) if _is_packed(device, dtype) else fused
+    found = onednn.usable(device, dtype)
+    return _packed(fused, dtype, found) if found else fused
 
 
 # Batch norm ----------------------------------------------------------------------------
@@ -125,9 +112,9 @@ def _fold_in(network: fx.GraphModule) -> None:
 class _Kernel(nn.Module):
     """A layer with the activation that follows it."""
 
-    activation: _Activation = _NOTHING
+    activation: Activation = NOTHING
 
-    def take_in(self, activation: _Activation) -> None:
+    def take_in(self, activation: Activation) -> None:
         """Apply the activation as well."""
         self.activation = activation
 
@@ -138,29 +125,32 @@ class _Convolution(_Kernel):
     After a sum, the activation is ReLU or none.
     """
 
-    def __init__(self, layer: nn.Conv2d, padding: Sequence[int]) -> None:
+    def __init__(
+        self,
+        layer: nn.Conv2d,
+        padding: Sequence[int],
+        usable: frozenset[str],
+        weight: nn.Parameter | None = None,
+    ) -> None:
         super().__init__()
+        self.weight = layer.weight if weight is None else weight
+        self.bias = layer.bias
         self.geometry = (list(padding), list(layer.stride), list(layer.dilation), layer.groups)
-        self.spread = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        sizes = self.weight.shape[2:]
+        self.spread = [d * (k - 1) for d, k in zip(layer.dilation, sizes, strict=True)]
         self.channels = layer.out_channels
-        self.weight, self.bias = layer.weight, layer.bias
+        self._n_layouts = _LAYOUTS if "layout" in usable else 0
         self._layouts: dict[tuple[int, ...], Tensor] = {}
 
     def forward(self, maps: Tensor, other: Tensor | None = None) -> Tensor:
         """Convolve maps of shape (n, channels, h, w), and add `other`."""
-        layer = (self._laid_out(maps.shape), self.bias, *self.geometry)
-        convolve = torch.ops.mkldnn._convolution_pointwise
-        result: Tensor
+        layer = (self._laid_out(maps.shape), self.bias, self.geometry)
         if other is None:
-            result = convolve(maps, *layer, *self.activation)
-        elif other.shape == self._shape(maps):
-            name, numbers, variant = self.activation
-            after = (None if name == "none" else name, numbers, variant)
-            result = convolve.binary(maps, other, *layer, "add", 1.0, *after)
-        else:  # torch broadcasts one of them
-            result = convolve(maps, *layer, *_NOTHING) + other
-            result = result.relu() if self.activation == _RELU else result
-        return result
+            return onednn.convolve(maps, *layer, self.activation)
+        if other.shape == self._shape(maps) and onednn.can_add(other.shape):
+            return onednn.convolve_and_add(maps, other, *layer, self.activation)
+        result = onednn.convolve(maps, *layer, NOTHING) + other  # torch may broadcast one of them
+        return result.relu() if self.activation == RELU else result
 
     def _laid_out(self, shape: torch.Size) -> Tensor:
         """Weights as the kernel for maps of this shape wants them.
@@ -171,9 +161,9 @@ class _Convolution(_Kernel):
         key = (torch.get_num_threads(), *shape)
         found = self._layouts.get(key)
         if found is None:
-            if len(self._layouts) == _LAYOUTS:
+            if len(self._layouts) == self._n_layouts:
                 return self.weight  # oneDNN is quick to lay out these
-            found = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry, shape)
+            found = onednn.lay_out(self.weight, self.geometry, shape)
             self._layouts[key] = found
         return found
 
@@ -192,18 +182,16 @@ class _SamePaddedConvolution(_Kernel):
     which the operator does by itself.
     """
 
-    def __init__(self, layer: nn.Conv2d) -> None:
+    def __init__(self, layer: nn.Conv2d, usable: frozenset[str]) -> None:
         super().__init__()
         padding = [(size - 1) // 2 for size in layer.kernel_size]
-        self.odd = _Convolution(layer, padding)
-        larger = copy.copy(layer)
-        larger._parameters = dict(layer._parameters)
-        larger.weight = nn.Parameter(F.pad(layer.weight, (1, 0, 1, 0)), requires_grad=False)
-        self.even = _Convolution(larger, padding)
-        self.plain = _Convolution(layer, (0, 0))
+        self.odd = _Convolution(layer, padding, usable)
+        larger = nn.Parameter(F.pad(layer.weight, (1, 0, 1, 0)), requires_grad=False)
+        self.even = _Convolution(layer, padding, usable, larger)
+        self.plain = _Convolution(layer, (0, 0), usable)
         self.padding = (layer.kernel_size[0], layer.stride[0])
 
-    def take_in(self, activation: _Activation) -> None:
+    def take_in(self, activation: Activation) -> None:
         """See :class:`_Kernel`."""
         super().take_in(activation)
         for kernel in (self.odd, self.even, self.plain):
@@ -225,14 +213,11 @@ class _Linear(_Kernel):
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self.bias = layer.bias
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight)
+        self.weight = onednn.lay_out_linear(layer.weight)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Multiply rows of shape (..., in_features)."""
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(
-            rows, self.weight, self.bias, *self.activation
-        )
-        return result
+        return onednn.multiply(rows, self.weight, self.bias, self.activation)
 
 
 class _Normalize(nn.Module):
@@ -253,18 +238,19 @@ class _Normalize(nn.Module):
         return rows.reshape(n, height, width, channels).movedim(-1, 1)
 
 
-def _packed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+def _packed(module: nn.Module, dtype: torch.dtype, usable: frozenset[str]) -> nn.Module:
     if type(module) is nn.Sequential:
-        return nn.Sequential(*(_packed(part, dtype) for part in module))
+        return nn.Sequential(*(_packed(part, dtype, usable) for part in module))
     if type(module) is Normalize:
         return _Normalize(module)
     if isinstance(module, fx.GraphModule):
-        _pack(module, dtype)
+        _pack(module, dtype, usable)
     return module
 
 
-def _pack(network: fx.GraphModule, dtype: torch.dtype) -> None:
-    for step in (_drop_inert, _take_kernels(dtype), _take_in_sums, _take_in_activations):
+def _pack(network: fx.GraphModule, dtype: torch.dtype, usable: frozenset[str]) -> None:
+    sums = [_take_in_sums] if "sum" in usable else []
+    for step in (_drop_inert, _take_kernels(dtype, usable), *sums, _take_in_activations):
         for node in list(network.graph.nodes):
             step(network, node)
     _tidy(network)
@@ -276,22 +262,26 @@ def _drop_inert(network: fx.GraphModule, node: fx.Node) -> None:
         _put_through(network, node, source)
 
 
-def _take_kernels(dtype: torch.dtype) -> Callable[[fx.GraphModule, fx.Node], None]:
+def _take_kernels(
+    dtype: torch.dtype, usable: frozenset[str]
+) -> Callable[[fx.GraphModule, fx.Node], None]:
     def take(network: fx.GraphModule, node: fx.Node) -> None:
         layer, source = _layer(network, node), _source(node)
         if source is None:
             return
         # In float32 torch's own matrix product is as good.
-        if type(layer) is nn.Linear and dtype is torch.bfloat16:
+        if type(layer) is nn.Linear and dtype is torch.bfloat16 and "linear" in usable:
             _replace(network, node, _Linear(layer), source)
         if type(layer) is not nn.Conv2d or layer.padding_mode != "zeros":
             return
+        if "convolution" not in usable:
+            return
         before = _source(source)
         if before is not None and _suits_larger_kernel(source, layer):
-            _replace(network, node, _SamePaddedConvolution(layer), before)
+            _replace(network, node, _SamePaddedConvolution(layer, usable), before)
             network.graph.erase_node(source)
         elif not isinstance(layer.padding, str):
-            _replace(network, node, _Convolution(layer, layer.padding), source)
+            _replace(network, node, _Convolution(layer, layer.padding, usable), source)
 
     return take
 
@@ -332,14 +322,14 @@ def _take_in_activations(network: fx.GraphModule, node: fx.Node) -> None:
     if activation is None or source is None or len(source.users) != 1:
         return
     kernel = _layer(network, source)
-    if not isinstance(kernel, _Kernel) or kernel.activation != _NOTHING:
+    if not isinstance(kernel, _Kernel) or kernel.activation != NOTHING:
         return
-    if len(source.args) == 1 or activation == _RELU:
+    if len(source.args) == 1 or activation == RELU:
         kernel.take_in(activation)
         _put_through(network, node, source)
 
 
-def _activation(network: fx.GraphModule, node: fx.Node) -> _Activation | None:
+def _activation(network: fx.GraphModule, node: fx.Node) -> Activation | None:
     if node.op == "call_function":
         return _FUNCTIONS.get(node.target)
     layer = _layer(network, node)

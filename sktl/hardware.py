@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from .compat import has_bfloat16_units
 from .messages import shown
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -81,9 +82,7 @@ def _has_bfloat16_units(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        # Underscored in torch, but there is no public way to ask; absent means no.
-        asks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-        return any(getattr(torch.cpu, ask, lambda: False)() for ask in asks)
+        return has_bfloat16_units()
     return False
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
+from numbers import Number, Real
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.utils import column_or_1d, compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, assert_all_finite
+from sklearn.utils.validation import assert_all_finite, check_array, check_non_negative
 
 from .messages import shown, shown_several
 
@@ -109,9 +109,7 @@ def check_weights(
     ValueError
         If a weight is negative or not finite, or all are zero; or a class with a weight is none.
     """
-    weights: npt.NDArray[np.float64] = _check_sample_weight(
-        sample_weight, np.empty((len(labels), 1)), dtype=np.float64, ensure_non_negative=True
-    )
+    weights = _weights_of_rows(sample_weight, len(labels))
     if isinstance(class_weight, dict):
         _check_class_weight(class_weight, classes.tolist())
     if class_weight is not None:
@@ -123,6 +121,22 @@ def check_weights(
         raise ValueError(
             "sample_weight times class_weight is zero for every image; at least one must count."
         )
+    return weights
+
+
+def _weights_of_rows(sample_weight: Any, n: int) -> npt.NDArray[np.float64]:
+    if sample_weight is None or isinstance(sample_weight, Number):
+        weights = np.full(n, 1.0 if sample_weight is None else sample_weight, dtype=np.float64)
+    else:
+        weights = check_array(
+            sample_weight, ensure_2d=False, dtype=np.float64, input_name="sample_weight"
+        )
+    if weights.shape != (n,):
+        raise ValueError(
+            f"sample_weight must be a number or a 1D array of shape {(n,)}, got shape "
+            f"{weights.shape}."
+        )
+    check_non_negative(weights, "`sample_weight`")
     return weights
 
 

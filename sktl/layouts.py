@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .adaptation import METHODS
 from .backbones import Backbone, list_backbones
+from .compat import OUTPUT_CONFIG
 from .expectations import (
     Reader,
     either,
@@ -408,8 +409,8 @@ def _shared_attributes(state: Stored) -> Stored:
         attributes["n_features_in_"] = int(state.pop("n_features_in_"))
     if "feature_names_in_" in state:
         attributes["feature_names_in_"] = state.pop("feature_names_in_").tolist()
-    if "_sklearn_output_config" in state:
-        attributes["output"] = state.pop("_sklearn_output_config").get("transform", "default")
+    if OUTPUT_CONFIG in state:
+        attributes["output"] = state.pop(OUTPUT_CONFIG).get("transform", "default")
     state.pop("pixel_range_")  # "images" has it
     return attributes
 
@@ -419,7 +420,7 @@ def _shared_state(attributes: Stored) -> Stored:
     if "feature_names_in_" in state:
         state["feature_names_in_"] = np.array(state["feature_names_in_"], dtype=object)
     if "output" in state:
-        state["_sklearn_output_config"] = {"transform": state.pop("output")}
+        state[OUTPUT_CONFIG] = {"transform": state.pop("output")}
     return state
 
 

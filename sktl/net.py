@@ -43,6 +43,8 @@ _TARGETS_AT_ONCE = 2**20  # numbers
 _ROWS_AT_ONCE = 4096
 _PREDICT_BATCH = {"rows": 4096, "maps": 64}
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
 Batch = tuple[Tensor, tuple[Tensor, Tensor]]
 
 
@@ -766,7 +768,7 @@ def _learned_norms(suffix: nn.Module) -> set[nn.Module]:
     """
     learned: set[nn.Module] = set()
     for layer in suffix.modules():
-        if not isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        if not isinstance(layer, BATCH_NORMS):
             continue
         mean, variance = layer.running_mean, layer.running_var
         if mean is None or variance is None:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
+from .compat import adam_step
+
 OptimizerChoice = str | type[torch.optim.Optimizer]
 Schedule = str | Callable[[torch.optim.Optimizer], LRScheduler]
 Criterion = str | Callable[[Tensor, Tensor], Tensor]
@@ -20,10 +22,6 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
     "lbfgs": torch.optim.LBFGS,
-}
-_KERNELS: dict[type[torch.optim.Optimizer], Callable[..., None]] = {
-    torch.optim.Adam: torch._fused_adam_,
-    torch.optim.AdamW: torch._fused_adamw_,
 }
 SCHEDULES = ("constant", "cosine", "one_cycle")
 UNFREEZING = ("at_once", "head_first", "gradual")
@@ -243,39 +241,24 @@ def quick_step(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
     optimizer : torch.optim.Optimizer
         Of `OPTIMIZERS`, with the settings that this module gives it.
     """
-    kernel = _KERNELS.get(type(optimizer))
     groups = optimizer.param_groups
-    if kernel is None or any(p.device.type != "cpu" for group in groups for p in group["params"]):
+    if any(p.device.type != "cpu" for group in groups for p in group["params"]):
+        return optimizer.step
+    step_of_group = adam_step(type(optimizer))
+    if step_of_group is None:
         return optimizer.step
     remembered: list[list[list[Tensor]]] = []
-    counts: list[Tensor] = []
 
     def step() -> None:
-        if not counts:
+        if not remembered:
             if not optimizer.state:
                 optimizer.step()
                 return
             states = [[optimizer.state[p] for p in group["params"]] for group in groups]
             names = ("exp_avg", "exp_avg_sq", "step")
             remembered.extend([[s[name] for s in state] for name in names] for state in states)
-            counts.extend(n for _, _, n_steps in remembered for n in n_steps)
-        torch._foreach_add_(counts, 1)
-        for group, (mean, square, n_steps) in zip(groups, remembered, strict=True):
-            kernel(
-                group["params"],
-                [p.grad for p in group["params"]],
-                mean,
-                square,
-                [],
-                n_steps,
-                lr=group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
-            )
+        for group, state in zip(groups, remembered, strict=True):
+            step_of_group(group, *state)
 
     return step
 

@@ -273,7 +273,7 @@ def _class_of(document: Any) -> tuple[type[Any], Layout]:
 def _read(document: Any, layout: Layout) -> Stored:
     """Check a document, and give it with tuples and arrays in it."""
     cls = next(cls for cls, known in _savable.values() if known is layout)
-    parameters = dict.fromkeys(cls._get_param_names(), scalar) | layout.parameters
+    parameters = dict.fromkeys(cls().get_params(deep=False), scalar) | layout.parameters
     reader = record(
         {
             "format": integer(FORMAT, FORMAT),

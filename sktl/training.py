@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
-from skorch.callbacks import EarlyStopping
 
 from .batches import FeatureRows
 from .cache import FeatureCache
+from .compat import is_early_stopping
 from .net import Snapshot, SuffixNet
 from .parallel import processes
 from .progress import print_line
@@ -142,8 +142,8 @@ def _run_epochs(
         stop = False
         try:
             net.fit_loop(rows, None, epochs=1)
-        except KeyboardInterrupt:
-            stop = _stopped_early(net)
+        except KeyboardInterrupt as error:
+            stop = is_early_stopping(error)
             if not stop:
                 if whole is None:
                     raise
@@ -239,12 +239,6 @@ def _products_of_a_row(net: SuffixNet, rows: FeatureRows) -> int:
         net.module_(rows.features[:1])
     n_operations: int = counter.get_total_flops()  # multiplications and additions
     return n_operations // 2
-
-
-def _stopped_early(net: SuffixNet) -> bool:
-    """Whether skorch's EarlyStopping, which raises a KeyboardInterrupt, has lost patience."""
-    stoppers = (c for _, c in net.callbacks_ if isinstance(c, EarlyStopping))
-    return any(stopper.misses_ >= stopper.patience for stopper in stoppers)
 
 
 def _warn_unless_converged(net: SuffixNet) -> None:

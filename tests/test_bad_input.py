@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
-from sklearn.utils._param_validation import InvalidParameterError
 from skorch.callbacks import Callback, EarlyStopping, InputShapeSetter
 from torch import nn
 
 from sktl import PretrainedImageClassifier, PretrainedImageFeatures
+from sktl.constraints import InvalidParameterError
 from sktl.images import UnreadableImagesError
 
 N = 24

@@ -25,6 +25,7 @@ from ..preprocessing import Size, height_width, in_pixels
 
 # Their forward asks for `self.training`, which tracing would freeze into the graph.
 _LEAVES = (torchvision.ops.StochasticDepth, torchvision.ops.DropBlock2d)
+_PATH = "sktl_path"
 _one_at_a_time = threading.RLock()
 
 
@@ -33,8 +34,11 @@ class NotTraceableError(Exception):
 
 
 class _Tracer(fx.Tracer):
+    """Record for each node the path of the module in whose forward it is."""
+
     def __init__(self) -> None:
         super().__init__(autowrap_modules=(math, torchvision.ops))  # type: ignore[arg-type]
+        self._inside = [""]
         self._thread = threading.get_ident()
 
     # While it traces, torch.fx stands between all modules and their calls, those of other threads
@@ -49,7 +53,18 @@ class _Tracer(fx.Tracer):
     ) -> Any:
         if threading.get_ident() != self._thread:
             return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
+        self._inside.append(self.path_of_module(m))
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        finally:
+            self._inside.pop()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta[_PATH] = self._inside[-1]
+        # An annotation, which nothing needs, and which torch before 2.13 can't pickle as a string.
+        node.type = None
+        return node
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if threading.get_ident() != self._thread:
@@ -131,9 +146,6 @@ def _trace_mode(network: nn.Module, training: bool) -> fx.Graph:
             graph = _Tracer().trace(network, _defaults(network.forward))
     except Exception as error:  # torch.fx raises whatever the forward method raises on a proxy
         raise NotTraceableError(f"{type(error).__name__}: {error}") from error
-    for node in list(graph.nodes):
-        if node.target is torch._assert:
-            graph.erase_node(node)
     if any(not node.users and writes_in_place(network, node) for node in graph.nodes):
         raise NotTraceableError("its forward changes a tensor in place and drops the result")
     _keep_logits(graph)
@@ -198,8 +210,7 @@ def module_path(node: fx.Node) -> str:
     """Path of the module in whose forward the node was recorded."""
     if node.op in ("call_module", "get_attr"):
         return str(node.target)
-    stack = node.meta.get("nn_module_stack") or {"": None}
-    return str(list(stack)[-1]).split("@")[0]
+    return str(node.meta.get(_PATH, ""))
 
 
 def has_weights(network: nn.Module, node: fx.Node) -> bool:

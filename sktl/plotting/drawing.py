@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.utils._optional_dependencies import check_matplotlib_support
 
 Picture = npt.NDArray[np.uint8]
 
@@ -31,11 +30,12 @@ _GAP = 0.06  # between pictures, of a cell's width
 def check_matplotlib(caller: str) -> None:
     """Raise an ImportError that names the extra, if matplotlib is missing."""
     try:
-        check_matplotlib_support(caller)
+        import matplotlib  # noqa: F401
     except ImportError as error:
-        raise ImportError(f"{error}, or all that sktl draws with: pip install 'sktl[plot]'") from (
-            error.__cause__
-        )
+        raise ImportError(
+            f"{caller} requires matplotlib. You can install it, and all that sktl draws with, by "
+            "`pip install 'sktl[plot]'`"
+        ) from error
 
 
 def axes_to_draw_on(ax: Any, figsize: tuple[float, float]) -> tuple[Any, bool]:

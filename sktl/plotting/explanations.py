@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 from sklearn.utils import check_consistent_length, column_or_1d
 
@@ -138,7 +139,8 @@ class ExplanationDisplay:
             columns = np.searchsorted(clf.classes_, targets)
         images = open_pictures(X, clf)
         recipe = clf._model.backbone.recipe
-        pictures = small_pictures(images, range(len(images)))
+        small = small_pictures(images, range(len(images)))
+        pictures = [_enlarged(picture, max(recipe.size)) for picture in small]
         display = cls(
             pictures=pictures,
             attributions=[
@@ -182,6 +184,14 @@ class ExplanationDisplay:
         self.figure_ = self.ax_.figure
         self.ax_.set_title(_TITLES[self.method], fontsize="medium")
         return self
+
+
+def _enlarged(picture: Picture, side: int) -> Picture:
+    """Make a picture at least as long as what the network sees, whose places it is to show."""
+    height, width = picture.shape[:2]
+    scale = max(1.0, side / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize(size))
 
 
 def overlaid(picture: Picture, attributions: npt.NDArray[np.floating[Any]]) -> Picture:
