@@ -54,7 +54,7 @@ EXAMPLES = [
 NOT_EXAMPLES = {"contact_sheet.py", "pictures.py"}  # others draw with these
 # sktl's modules in the order in which data flows, in groups.
 MODULES = {
-    "Images: From what X is to uint8 pixels.": "messages decoding images datasets",
+    "Images: From what X is to uint8 pixels.": "messages depth decoding images datasets",
     "Preprocessing: From pixels to what a network was trained on.": (
         "preprocessing resizing randomness augmentation"
     ),

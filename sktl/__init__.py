@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from .adaptation import DomainShiftWarning
+from .adaptation import DomainShiftWarning, NoDomainShiftWarning
 from .backbones import list_backbones
 from .classifier import PretrainedImageClassifier
 from .datasets import load_image_folder, load_image_table
@@ -18,6 +18,7 @@ __all__ = [
     "DomainShiftWarning",
     "FileFormatError",
     "MissingWeightsError",
+    "NoDomainShiftWarning",
     "NotSavableError",
     "PretrainedImageClassifier",
     "PretrainedImageFeatures",

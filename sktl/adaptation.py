@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,9 @@ from .alignment import (
     class_shift,
     expected_accuracy,
     fit_head,
+    gain_at_home,
     held_out_proba,
+    looks_the_same,
     standardized_head,
 )
 from .cache import FeatureCache
@@ -34,6 +36,7 @@ from .optimization import TrainingPlan, default_lr
 from .prefix import run_on_images
 
 _TRUSTED = 0.75  # share of the accuracy at home that must be expected
+_MANY = 2  # images for a labelled one, from which those that look alike teach a head something
 _RARE = 1e-3  # a class that isn't seen may still occur
 _MOST_IMAGES = 5000  # more of the target teach the head nothing new
 _BATCH = 64
@@ -47,6 +50,10 @@ class DomainShiftWarning(UserWarning):
     """The images look too different from those of the fit for predictions to be trusted."""
 
 
+class NoDomainShiftWarning(UserWarning):
+    """The images look like those of the fit, so that nothing was adapted."""
+
+
 @dataclass(frozen=True)
 class Adaptation:
     """An adapted model, and what was learned about the images.
@@ -54,6 +61,8 @@ class Adaptation:
     Attributes
     ----------
     model : Model
+    adapted : bool
+        Whether it is another model than that which was to be adapted.
     proportions : float64 array of shape (n_classes,)
         Mean probability of each class among the images.
     source_accuracy, expected_accuracy : float or None
@@ -61,6 +70,7 @@ class Adaptation:
     """
 
     model: Model
+    adapted: bool
     proportions: npt.NDArray[np.float64]
     source_accuracy: float | None
     expected_accuracy: float | None
@@ -126,7 +136,7 @@ class Job:
         return Home(self.source, self.settings)
 
 
-def adapt_model(job: Job, method: str) -> Adaptation:
+def adapt_model(job: Job, method: str, check: bool) -> Adaptation:
     """Make a model for images of another source.
 
     Parameters
@@ -134,6 +144,8 @@ def adapt_model(job: Job, method: str) -> Adaptation:
     job : Job
     method : str
         One of `METHODS`.
+    check : bool
+        Whether to leave the model as it is where nothing speaks for a change.
 
     Returns
     -------
@@ -150,13 +162,33 @@ def adapt_model(job: Job, method: str) -> Adaptation:
     -----
     DomainShiftWarning
         If much of the accuracy must be expected to be lost.
+    NoDomainShiftWarning
+        If the model is left as it is.
     """
-    model, features = METHODS[method](job)
+    adapts = not check or _is_called_for(job, method)
+    model, features = METHODS[method](job) if adapts else (replace(job.model), job.features)
     proportions = torch.softmax(model.logits_of(features).double(), dim=1).mean(0)
     judged = expected_accuracy(job.home, job.target)
-    if judged is not None:
+    if not adapts:
+        warnings.warn(
+            "The images look like those of the fit and would not teach the classifier more, so it "
+            "stays as it is. Pass check=False to adapt it all the same.",
+            NoDomainShiftWarning,
+            stacklevel=5,  # whoever called adapt
+        )
+    elif judged is not None:
         _warn_if_too_different(*judged)
-    return Adaptation(model, proportions.numpy(), *(judged or (None, None)))
+    return Adaptation(model, adapts, proportions.numpy(), *(judged or (None, None)))
+
+
+def _is_called_for(job: Job, method: str) -> bool:
+    """Whether the images look other than the source's, or are many and help with those."""
+    if method == "label_shift" or not looks_the_same(job.home, job.target):
+        return True
+    if len(job.features) < _MANY * len(job.source.labels):
+        return False
+    adapted_head = _HEADS.get(method, _HEADS["coral"])
+    return gain_at_home(job.home, job.target, adapted_head) >= 0
 
 
 def _warn_if_too_different(at_home: float, expected: float) -> None:
@@ -174,16 +206,15 @@ def _warn_if_too_different(at_home: float, expected: float) -> None:
 Adapted = tuple[Model, Tensor]
 
 
-def _standardize(job: Job) -> Adapted:
-    return _with_head(job, standardized_head(job.home, job.target))
+_HEADS: dict[str, Callable[[Home, Tensor], LinearHead]] = {
+    "pseudo_labels": partial(aligned_head, pseudo_labels=True),
+    "coral": partial(aligned_head, pseudo_labels=False),
+    "standardize": standardized_head,
+}
 
 
-def _align(job: Job) -> Adapted:
-    return _with_head(job, aligned_head(job.home, job.target, pseudo_labels=False))
-
-
-def _align_and_train(job: Job) -> Adapted:
-    return _with_head(job, aligned_head(job.home, job.target, pseudo_labels=True))
+def _other_head(method: str, job: Job) -> Adapted:
+    return _with_head(job, _HEADS[method](job.home, job.target))
 
 
 def _correct_frequencies(job: Job) -> Adapted:
@@ -287,9 +318,7 @@ def _lower_entropy(job: Job) -> Adapted:
 
 
 METHODS: dict[str, Callable[[Job], Adapted]] = {
-    "pseudo_labels": _align_and_train,
-    "coral": _align,
-    "standardize": _standardize,
+    **{method: partial(_other_head, method) for method in _HEADS},
     "label_shift": _correct_frequencies,
     "adabn": _own_statistics,
     "tent": _lower_entropy,

@@ -7,6 +7,7 @@ then what the head itself makes of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -24,7 +25,7 @@ from .threads import suited_threads
 _WEIGHT_DECAY = 2e-2  # for standardised features, whatever suits those of the network
 _COMMON_SPREAD = 0.3  # share of the mean spread in each feature's, for those that hardly vary
 _SHRINKAGE = 10.0  # of covariances towards the identity, in variances of a feature
-_AS_SURE = 0.95  # confidence, of that at home, from which images may look the same
+_AS_SURE = 0.95  # confidence, of that at home, from which images look the same
 _APART = 0.1  # squared distance of means, in variances, from which they don't
 _ROUNDS = 10
 _LAST_SHARE = 0.8  # of the images that the head may learn from its own labels
@@ -204,9 +205,20 @@ class Home:
         return fit_head(self.rows, self.settings)
 
     @cached_property
+    def folds(self) -> list[Fold]:
+        """Heads that know a part each; none with too few rows."""
+        return fit_folds(self.rows, self.settings)
+
+    @cached_property
     def held_out(self) -> Tensor | None:
-        """See :func:`held_out_proba`."""
-        return held_out_proba(self.rows, self.settings)
+        """Probabilities of each row by a head that was fitted without it."""
+        return _held_out(self.rows, self.folds)
+
+    def confidence(self, target: Tensor, scale: Standardization) -> float:
+        """How sure the heads of the folds are of the target's images."""
+        rows = scale(target)
+        found = [fold.head.proba(rows).max(dim=1).values.mean() for fold in self.folds]
+        return float(torch.stack(found).mean())
 
 
 def standardized_head(home: Home, target: Tensor) -> LinearHead:
@@ -250,9 +262,56 @@ def expected_accuracy(home: Home, target: Tensor) -> tuple[float, float] | None:
         return None
     confidence, found = home.held_out.max(dim=1)
     at_home = float((found == home.source.labels).double().mean())
-    there = standardized_head(home, target).proba(target).max(dim=1).values
-    lost = float(confidence.mean() - there.mean())
+    # By the same heads: one that knows all of the source's images is surer of any.
+    there = home.confidence(target, Standardization.of_target(target, home.source))
+    lost = float(confidence.mean()) - there
     return at_home, min(1.0, max(0.0, at_home - lost))
+
+
+def looks_the_same(home: Home, target: Tensor) -> bool:
+    """Whether heads are about as sure of the target as of images of the source new to them.
+
+    That must hold for its features as they are, and as well for those that are standardised by
+    their own means and spreads, since a head may be very sure of what it has never seen.
+
+    Parameters
+    ----------
+    home : Home
+    target : float tensor of shape (n, n_features)
+    """
+    if home.held_out is None:
+        return False
+    least = _AS_SURE * float(home.held_out.max(dim=1).values.mean())
+    own = Standardization.of(home.source.features, home.source.weights)
+    scales = (own, Standardization.of_target(target, home.source))
+    return all(home.confidence(target, scale) >= least for scale in scales)
+
+
+def gain_at_home(
+    home: Home, target: Tensor, adapted_head: Callable[[Home, Tensor], LinearHead]
+) -> float:
+    """What adapting to the target adds to the accuracy on images of the source new to a head.
+
+    Where the target looks like the source this tells of its images as well.
+
+    Parameters
+    ----------
+    home : Home
+    target : float tensor of shape (n, n_features)
+    adapted_head : callable
+        Makes a head of a part of the source, for the target's features.
+    """
+    right = 0.0
+    for fold in home.folds:
+        part = Home(home.source.at(fold.training), home.settings)
+        rest = home.source.at(fold.rest)
+        scale = Standardization.of(part.source.features, part.source.weights)
+        heads = scale.folded_into(part.head), adapted_head(part, target)
+        before, after = (
+            int((head.proba(rest.features).argmax(1) == rest.labels).sum()) for head in heads
+        )
+        right += after - before
+    return right / len(home.source.labels)
 
 
 def aligned_head(home: Home, target: Tensor, *, pseudo_labels: bool) -> LinearHead:
@@ -368,18 +427,38 @@ def _surest(proba: Tensor, share: float) -> tuple[Tensor, Tensor]:
     return surest, labels[surest]
 
 
-def held_out_proba(source: LabelledFeatures, settings: Settings) -> Tensor | None:
-    """Probabilities of each row by a head that was fitted without it; None with too few rows."""
+@dataclass(frozen=True)
+class Fold:
+    """A head, the rows that it was fitted to, and the rest."""
+
+    head: LinearHead
+    training: npt.NDArray[np.int64]
+    rest: npt.NDArray[np.int64]
+
+
+def fit_folds(source: LabelledFeatures, settings: Settings) -> list[Fold]:
+    """Fit a head to all but each part of the rows; none where a class has one row only."""
     n_folds = min(_N_FOLDS, int(source.labels.bincount(minlength=source.n_classes).min()))
     if n_folds < 2:
+        return []
+    parts = StratifiedKFold(n_folds).split(source.labels, source.labels)
+    return [
+        Fold(fit_head(source.at(training), settings), training, rest) for training, rest in parts
+    ]
+
+
+def _held_out(source: LabelledFeatures, folds: list[Fold]) -> Tensor | None:
+    if not folds:
         return None
     proba = torch.zeros(len(source.labels), source.n_classes, dtype=torch.float64)
-    folds = StratifiedKFold(n_folds).split(source.labels, source.labels)
-    for training, rest in folds:
-        proba[torch.as_tensor(rest)] = fit_head(source.at(training), settings).proba(
-            source.features[torch.as_tensor(rest)]
-        )
+    for fold in folds:
+        proba[torch.as_tensor(fold.rest)] = fold.head.proba(source.at(fold.rest).features)
     return proba
+
+
+def held_out_proba(source: LabelledFeatures, settings: Settings) -> Tensor | None:
+    """Probabilities of each row by a head that was fitted without it; None with too few rows."""
+    return _held_out(source, fit_folds(source, settings))
 
 
 def class_shift(held_out: Tensor, source: LabelledFeatures, seen: Tensor) -> Tensor:

@@ -46,6 +46,7 @@ from .images import (
 )
 from .messages import shown, shown_several
 from .persistence import (
+    BEFORE,
     InconsistentVersionWarning,
     Packer,
     refuse_what_needs_pickle,
@@ -53,6 +54,7 @@ from .persistence import (
     unpack,
 )
 from .prefix import recall_stages, remember_stages
+from .preprocessing import RESIZE_MODES, checked_size
 from .saving import save
 from .summary import Summary
 
@@ -77,7 +79,8 @@ class ImageEstimator(BaseEstimator):
         "backbone": [str, callable],
         "weights": [str, os.PathLike, WeightsEnum, None],
         "pooling": [StrOptions({"auto", "avg", "flatten"})],
-        "image_size": [Interval(Integral, 2, None, closed="left"), None],
+        "image_size": [Interval(Integral, 2, None, closed="left"), tuple, list, None],
+        "resize_mode": [StrOptions(set(RESIZE_MODES))],
         "image_shape": [tuple, list, None],
         "pixel_range": [tuple, list, None],
         "bands": [tuple, list, None],
@@ -194,7 +197,12 @@ class ImageEstimator(BaseEstimator):
     def _load_backbone(self, seed: int | None = None) -> Backbone:
         cache = self._cache()
         backbone = load_backbone(
-            self.backbone, self.weights, self.image_size, seed, partial(recall_stages, cache)
+            self.backbone,
+            self.weights,
+            checked_size(self.image_size),
+            seed,
+            partial(recall_stages, cache),
+            self.resize_mode,
         )
         remember_stages(cache, backbone)
         return backbone
@@ -300,7 +308,7 @@ class ImageEstimator(BaseEstimator):
         state = self._restore(state)
         if "_format" in state:
             state["_format"] = ImageFormat(**state["_format"])
-        super().__setstate__(_defaults(type(self)) | state)
+        super().__setstate__(_defaults(type(self)) | BEFORE | state)
 
     def __sklearn_is_fitted__(self) -> bool:
         raise NotImplementedError

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from skorch.dataset import Dataset
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from .backbones.split import spatial_axes
 
 
-class FeatureRows(Dataset[tuple[Tensor, tuple[Tensor, Tensor]]]):
+class FeatureRows(Dataset):
     """Features in one tensor, with labels and weights.
 
     Parameters
@@ -32,6 +32,16 @@ class FeatureRows(Dataset[tuple[Tensor, tuple[Tensor, Tensor]]]):
         self.labels = torch.zeros(n, dtype=torch.int64) if labels is None else labels
         self.weights = torch.ones(len(self.labels)) if weights is None else weights
         self.n_views = max(1, n // max(1, len(self.labels)))
+
+    @property
+    def X(self) -> Tensor:  # noqa: N802 skorch's name
+        """Features in the first view, under the name by which skorch's callbacks ask for them."""
+        return self.features[: len(self)]
+
+    @property
+    def y(self) -> Tensor:
+        """Labels, likewise."""
+        return self.labels
 
     def __len__(self) -> int:
         return len(self.labels)

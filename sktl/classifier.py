@@ -19,7 +19,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils import Bunch, Tags
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.validation import _num_samples, check_consistent_length, check_is_fitted
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, InputShapeSetter, LRScheduler
 
 from .adaptation import METHODS, Adaptation, Job, adapt_model
 from .alignment import LabelledFeatures, Settings
@@ -46,7 +46,7 @@ from .optimization import (
     default_lr,
     default_max_epochs,
 )
-from .persistence import Packer, plain_rows, restore_model, store_model
+from .persistence import Packer, plain_rows, read_rows, restore_model, store_model
 from .progress import (
     CallbackSupportMixin,
     EpochObserver,
@@ -177,19 +177,27 @@ class PretrainedImageClassifier(
     warm_start : bool, default=False
         Whether `fit` goes on from the last fit's weights, for another `max_epochs`. After a fit
         with ``freeze="all"`` it may go on to another freeze depth.
-    image_size : int or None, default=None
-        Height and width in pixels at which the network sees the images. None is what its
-        weights were trained with.
+    image_size : int, tuple of (int, int) or None, default=None
+        Height and width in pixels at which the network sees the images, one number where they are
+        the same. None is what its weights were trained with. Most convolutional networks take a
+        height and a width that differ; vision transformers don't.
+    resize_mode : {"crop", "squash", "pad"}, default="squash"
+        What becomes of a picture whose shape isn't that of `image_size`. "crop" resizes it until it
+        covers somewhat more than that, and cuts out the centre; what lies at the ends is lost.
+        "squash" resizes all of it to that shape. "pad" resizes all of it to fit in, and fills what
+        is left with the mean colour.
     image_shape : tuple of int or None, default=None
         Shape of the image in a row of two-dimensional X, (h, w), (h, w, c) or (c, h, w). None
         takes it from the width where that can be told.
     pixel_range : tuple of (float, float) or None, default=None
-        The values in arrays that mean black and white. None decides in `fit`: 0 to 255 for
-        uint8, else the nearest of 1, 16, 255 and 65535 that covers the values.
+        The values that mean black and white in arrays, and in files and PIL images of more than 8
+        bits. None decides in `fit`: 0 to 255 for 8 bits, else from 0 to the nearest of 1, 16, 255,
+        1023, 4095, 16383 and 65535 that covers the values, or the least and the greatest with a
+        warning. Of files of more than 8 bits, at most 32 are looked at, evenly spread over X.
     bands : (int, int, int) or None, default=None
         Which channels of arrays, files and PIL images are red, green and blue, counted from 0:
         (3, 2, 1) of Sentinel-2's thirteen, (2, 1, 0) of a BGR picture, (0, 1, 1) of two. The others
-        aren't looked at. None is for grey, RGB and RGBA, whose fourth channel is left out.
+        aren't looked at. None is for grey, RGB and RGBA, which is laid on white.
     cache : "memory", path or None, default="memory"
         Where the features of the frozen stages are kept: in this process, in a directory that
         processes share, or nowhere.
@@ -205,10 +213,12 @@ class PretrainedImageClassifier(
         training. "skip" is a warning that names them; `fit` leaves them out, and predictions for
         them are NaN, or None from `predict`.
     callbacks : list of skorch callbacks or None, default=None
+        See the guide on training. An ``LRScheduler`` sets the rates in the place of `schedule`.
     random_state : int, RandomState instance or None, default=None
         Seed of the head's initial weights, the order of the batches, dropout, augmentation, the
         split for `early_stopping`, and of random backbone weights. Views that are kept (see
-        `n_views`) depend on the image alone, so that fits share them.
+        `n_views`) depend on the image alone, so that fits share them. The guide on training tells
+        what another number of threads changes.
     verbose : int, default=0
         1 shows progress bars on a terminal or in a notebook, and elsewhere prints a line an epoch;
         2 does both.
@@ -339,7 +349,8 @@ class PretrainedImageClassifier(
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 5,
         warm_start: bool = False,
-        image_size: int | None = None,
+        image_size: Any = None,
+        resize_mode: str = "squash",
         image_shape: Any = None,
         pixel_range: Any = None,
         bands: Any = None,
@@ -383,6 +394,7 @@ class PretrainedImageClassifier(
         self.n_iter_no_change = n_iter_no_change
         self.warm_start = warm_start
         self.image_size = image_size
+        self.resize_mode = resize_mode
         self.image_shape = image_shape
         self.pixel_range = pixel_range
         self.bands = bands
@@ -515,7 +527,16 @@ class PretrainedImageClassifier(
                 "criterion."
             )
         for callback in self.callbacks or ():
-            _check_callback(callback)
+            kind = _check_callback(callback)
+            if issubclass(kind, LRScheduler) and not self._leaves_the_rates_to_a_callback():
+                raise ValueError(
+                    f"callbacks holds an {kind.__name__}, which sets learning rates, as "
+                    f"schedule={self.schedule!r} and warmup={self.warmup!r} do. Leave both as they "
+                    "are by default, or leave the callback out."
+                )
+
+    def _leaves_the_rates_to_a_callback(self) -> bool:
+        return self.schedule in ("cosine", "constant") and self.warmup is None
 
     def _fit(
         self,
@@ -802,6 +823,7 @@ class PretrainedImageClassifier(
         y_source: Any = None,
         *,
         method: str = "pseudo_labels",
+        check: bool = True,
     ) -> Self:
         """Make a classifier for images of another source, of which none is labelled.
 
@@ -836,12 +858,18 @@ class PretrainedImageClassifier(
               until the head is surer of the images [5]_.
 
             The last two change the network, which then runs anew on all images.
+        check : bool, default=True
+            Whether to leave the classifier as it is, with a warning, where the images look like
+            those of the fit: heads are as sure of them as of images of the fit that are new to
+            the heads. Twice as many as those of the fit are used nevertheless, if adapted heads
+            recognise no fewer of the latter. "label_shift" is always done.
 
         Returns
         -------
         PretrainedImageClassifier
             A fitted copy for the target's images; this estimator stays as it is. Its
-            ``adaptation_`` has the fields `method`, `n_images`, `proportions` (mean probability
+            ``adaptation_`` has the fields `method`, `adapted` (False where `check` has found no
+            reason to), `n_images`, `proportions` (mean probability
             of each class among the images), `source_accuracy` (on images of the source that a
             head hasn't seen) and `expected_accuracy` (on the images, judged by the confidence
             that is lost on them [6]_); both are None where a class has one image only.
@@ -855,6 +883,8 @@ class PretrainedImageClassifier(
         -----
         DomainShiftWarning
             If the accuracy to be expected is less than three quarters of that on the source.
+        NoDomainShiftWarning
+            If `check` has found no reason to adapt.
 
         References
         ----------
@@ -891,7 +921,7 @@ class PretrainedImageClassifier(
         def run(X: Any) -> tuple[Adaptation, int]:
             images = self._open(X, reset=False)
             job = Job(self._model, images, source, source_images, settings, *kept)
-            return adapt_model(job, method), len(images)
+            return adapt_model(job, method, check), len(images)
 
         (done, n_images), _ = self._skip_unreadable(run, X)
         adapted = object.__new__(type(self))
@@ -902,6 +932,7 @@ class PretrainedImageClassifier(
         adapted._sample = self._sample if done.model.depth == self._model.depth else None
         adapted.adaptation_ = Bunch(
             method=method,
+            adapted=done.adapted,
             n_images=n_images,
             proportions=done.proportions,
             source_accuracy=done.source_accuracy,
@@ -1075,7 +1106,7 @@ class PretrainedImageClassifier(
         """Find the pixels that speak for a class. Needs captum: ``pip install sktl[explain]``.
 
         The whole network is looked at, frozen stages included, in float32. Pixels are those that
-        it sees: of the image as it is resized and cropped to `image_size`.
+        it sees: of the image as it is brought to `image_size` (see `resize_mode`).
 
         Parameters
         ----------
@@ -1094,7 +1125,9 @@ class PretrainedImageClassifier(
 
         Returns
         -------
-        float32 ndarray of shape (n_samples, image_size, image_size)
+        float32 ndarray of shape (n_samples, h, w)
+            Of the height and width in `image_size`. With "squash", resizing it to a picture's own
+            shape lays it on the picture; :class:`sktl.plotting.ExplanationDisplay` does so.
 
         Raises
         ------
@@ -1176,8 +1209,9 @@ class PretrainedImageClassifier(
                 "_sample": _restore_sample(state.get("_sample")),
             }
             state.setdefault("skipped_", np.arange(0))  # older files lack it
+            state["history_"] = read_rows(state["history_"])
         if "adaptation_" in state:
-            state["adaptation_"] = Bunch(**state["adaptation_"])
+            state["adaptation_"] = Bunch(**{"adapted": True} | state["adaptation_"])
         return state
 
 
@@ -1188,8 +1222,14 @@ def _restore_sample(stored: dict[str, Any] | None) -> LabelledFeatures | None:
     return LabelledFeatures(**tensors, n_classes=int(stored["n_classes"]))
 
 
-def _check_callback(callback: Any) -> None:
-    """Accept what skorch does: a callback, or a pair of a name and one; a class will do."""
+def _check_callback(callback: Any) -> type[Callback]:
+    """Accept what skorch does: a callback, or a pair of a name and one; a class will do.
+
+    Returns
+    -------
+    type
+        Of the callback.
+    """
     pair = isinstance(callback, tuple) and len(callback) == 2 and isinstance(callback[0], str)
     kind = callback[1] if pair else callback
     kind = kind if isinstance(kind, type) else type(kind)
@@ -1198,3 +1238,9 @@ def _check_callback(callback: Any) -> None:
             f"callbacks holds {shown(callback)}, which is not a skorch callback. Pass a list of "
             "skorch.callbacks.Callback instances, or of pairs of a name and one."
         )
+    if issubclass(kind, InputShapeSetter):
+        raise ValueError(
+            f"callbacks holds an {kind.__name__}, which rebuilds the network for the shape of its "
+            "input. sktl has built it for the features of your backbone; leave the callback out."
+        )
+    return kind

@@ -5,11 +5,17 @@ from __future__ import annotations
 import errno
 import io
 import os
-from typing import Any, BinaryIO
+from collections.abc import Callable
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from sktl.depth import DeepValues, deep_values
+
+# Makes grey levels of values of more than 8 bits, or says by a ValueError why it can't.
+Scale: TypeAlias = Callable[[npt.NDArray[Any]], npt.NDArray[np.uint8]]
 
 _SPARE = (
     2  # pixels that are decoded for each one that is wanted, at least, as in Pillow's thumbnail
@@ -17,9 +23,6 @@ _SPARE = (
 _CHUNK = 65536  # values scaled at once: what stays in the cache goes through it 2.5 times as fast
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # what a file begins with; also BigTIFF
-
-# Pillow's own conversion of these to RGB warns, keeps the premultiplied values or fails.
-_BY_WAY_OF = {"P": "RGBA", "PA": "RGBA", "RGBa": "RGBA", "La": "LA"}
 
 
 # What the system says of one file; all else, as of a failing disk or too many open files, is not
@@ -38,7 +41,13 @@ _OF_ONE_FILE = {
 }
 
 
-def decode_file(file: str | bytes, size: int | None = None) -> npt.NDArray[np.uint8]:
+def _from_16_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    return scale_to_uint8(values, (0.0, 65535.0))
+
+
+def decode_file(
+    file: str | bytes, size: int | None = None, scale: Scale = _from_16_bits
+) -> npt.NDArray[np.uint8]:
     """Decode a file with Pillow, to (h, w, 3); raises nearly anything on a bad file.
 
     Parameters
@@ -49,12 +58,15 @@ def decode_file(file: str | bytes, size: int | None = None) -> npt.NDArray[np.ui
         To how many pixels the shorter side will be resized. A JPEG file of more than four times as
         many is decoded at a half, quarter or eighth of its size, which takes a fraction of the
         time and leaves twice as many pixels at least, so that resizing blurs as it should.
+    scale : callable, default=from 0 to 65535
+        For values of more than 8 bits.
     """
     with _opened(file) as opened, _identified(opened) as image:
         if size is not None and image.format == "JPEG":
             fraction = max(1, min(image.size) // (_SPARE * size))
             image.draft(None, (image.width // fraction, image.height // fraction))
-        return pillow_to_rgb(image)
+        deep = deep_values(image, in_file=True)
+        return pillow_to_rgb(image, scale) if deep is None else _deep_to_rgb(deep, scale)
 
 
 def _opened(file: str | bytes) -> BinaryIO:
@@ -135,18 +147,72 @@ def pillow_bands(image: Image.Image) -> npt.NDArray[Any]:
     return pixels if pixels.ndim == 3 else pixels[:, :, np.newaxis]
 
 
-def pillow_to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """Give the upright pixels of a PIL image as (h, w, 3), in memory of their own."""
+def pillow_to_rgb(image: Image.Image, scale: Scale) -> npt.NDArray[np.uint8]:
+    """Give the upright pixels of a PIL image as (h, w, 3), in memory of their own.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+    scale : callable
+        For values of more than 8 bits.
+    """
     image.load()  # so that what is wrong with the pixels is raised here, not swallowed below
+    deep = deep_values(_upright(image), in_file=False)
+    if deep is not None:
+        return _deep_to_rgb(deep, scale)
+    is_transparent = image.has_transparency_data
     image = _upright(image)
-    if image.mode == "F":
-        raise ValueError("its pixels are floats (mode F), of no known range; pass it as an array")
-    if image.mode.startswith("I"):  # 16 bits; Pillow's conversion would clip at 255
-        grey = scale_to_uint8(np.asarray(image), (0.0, 65535.0))
-        return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
-    if image.mode in _BY_WAY_OF:
-        image = image.convert(_BY_WAY_OF[image.mode])
+    if is_transparent or image.mode in ("RGBa", "La"):
+        return _over_white(np.array(_with_alpha(image)))
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")  # a palette may have transparent colours that Pillow warns of
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _with_alpha(image: Image.Image) -> Image.Image:
+    """Convert to RGBA; Pillow can't do so straight from all modes."""
+    if image.mode == "La":
+        image = image.convert("LA")
+    return image if image.mode == "RGBA" else image.convert("RGBA")
+
+
+def _deep_to_rgb(deep: DeepValues, scale: Scale) -> npt.NDArray[np.uint8]:
+    pixels = scale(deep.values)
+    if deep.is_inverted:
+        pixels = 255 - pixels
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[:, :, np.newaxis], 3, axis=2)
+    if deep.alpha is None:
+        return pixels
+    return _over_white(np.dstack([pixels, deep.alpha]))
+
+
+def _over_white(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    laid: npt.NDArray[np.uint8] = over_white(pixels[np.newaxis])[0]
+    return laid
+
+
+def over_white(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Lay transparent pictures on white, as browsers show them.
+
+    Parameters
+    ----------
+    pixels : uint8 array of shape (n, h, w, 4)
+        The last channel is opacity. Where it is the same all over a picture, nothing would be set
+        off by it, and it is left out of account.
+
+    Returns
+    -------
+    uint8 array of shape (n, h, w, 3)
+    """
+    colours, alpha = pixels[..., :3], pixels[..., 3:]
+    flat = alpha.reshape(len(pixels), -1)
+    varies = flat.min(axis=1) < flat.max(axis=1)
+    if not varies.any():
+        return colours
+    opacity = np.where(varies[:, np.newaxis, np.newaxis, np.newaxis], alpha, 255).astype(np.uint16)
+    mixed = colours * opacity + 255 * (255 - opacity) + 127  # at most 65152
+    return (mixed // 255).astype(np.uint8)
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -41,7 +41,7 @@ def explain_images(
 
     Returns
     -------
-    float32 array of shape (n, crop, crop)
+    float32 array of shape (n, h, w)
 
     Raises
     ------
@@ -129,12 +129,12 @@ class _Layout:
     n_extra: int | None = None
 
 
-def _layout(shape: tuple[int, ...]) -> _Layout | None:
-    """Read the shape of a map (n, c, h, w) or (n, h, w, c), or of tokens (n, t, c)."""
+def _layout(shape: tuple[int, ...], is_square: bool) -> _Layout | None:
+    """Read the shape of a map (n, c, h, w) or (n, h, w, c), or of tokens (n, t, c) of a square."""
     if len(shape) == 4:
         rows, columns = spatial_axes(shape)
         return _Layout((shape[rows], shape[columns]), rows == 1)
-    if len(shape) == 3:
+    if len(shape) == 3 and is_square:
         side = math.isqrt(shape[1])
         return _Layout((side, side), True, shape[1] - side**2)
     return None
@@ -145,7 +145,9 @@ def _choose_stage(backbone: Backbone) -> tuple[int, _Layout]:
     last = len(backbone.stages) - 1
     found: list[tuple[int, _Layout]] = []
     for stage in reversed(range(last + 1)):
-        layout = _layout(backbone.splitter.stage_shape(stage))
+        layout = _layout(
+            backbone.splitter.stage_shape(stage), isinstance(backbone.recipe.crop, int)
+        )
         if layout is None:
             continue
         if layout.n_extra:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .fusion import fold_norms
 from .images import EIGHT_BIT, ImageFormat, Range
 from .model import Model
-from .resizing import ResizeAndCrop
+from .resizing import Resize
 from .sealed import Path, replacing
 
 _LARGEST_FILE = 2**31 - 2**24  # bytes of weights: a file of protocol buffers ends at 2 GiB
@@ -63,7 +63,7 @@ class TorchClassifier(nn.Module):
     ----------
     read : ReadPixels
     prepare : torch.nn.Module
-        Resizes and crops.
+        Resizes.
     network : torch.nn.Module
         From prepared uint8 images to what the head reads; normalises them first.
     head : torch.nn.Module
@@ -116,7 +116,7 @@ def to_torch(model: Model, fmt: ImageFormat, classes: npt.NDArray[Any]) -> Torch
     classes : ndarray of shape (n_classes,)
     """
     read = ReadPixels(_range_of("uint8", fmt), _range_of("float32", fmt))
-    return _assembled(model, read, ResizeAndCrop(model.backbone.recipe), classes)
+    return _assembled(model, read, Resize(model.backbone.recipe), classes)
 
 
 def _range_of(dtype: str, fmt: ImageFormat) -> Range | str:
@@ -152,15 +152,15 @@ def to_onnx(model: Model, fmt: ImageFormat, classes: npt.NDArray[Any], path: Pat
     limits = _range_of("uint8", fmt)
     # Where uint8 arrays are refused, they may still come from files, which are of 8 bits.
     low, high = limits = EIGHT_BIT if isinstance(limits, str) else limits
-    prepare = ResizeAndCrop(model.backbone.recipe)
+    prepare = Resize(model.backbone.recipe)
     module = _assembled(model, ReadPixels(limits, limits), prepare, classes)
     _check_size(module)
-    proto = _converted(module, model.backbone.recipe.crop)
+    proto = _converted(module, model.backbone.recipe.size)
     about = {
         "sktl_version": version("sktl"),
         "classes": json.dumps(classes.tolist()),
         "input": f"images: uint8 (n, 3, height, width), RGB, {low:g} is black and {high:g} white; "
-        "of any size, since resizing, cropping and normalising are inside",
+        "of any size, since resizing and normalising are inside",
         "output": "probabilities: float32 (n, n_classes), in the order of classes",
     }
     onnx.helper.set_model_props(proto, about)
@@ -189,9 +189,9 @@ def _check_size(module: nn.Module) -> None:
         )
 
 
-def _converted(module: nn.Module, crop: int) -> Any:
+def _converted(module: nn.Module, size: tuple[int, int]) -> Any:
     """The model in ONNX's own classes."""
-    example = torch.zeros(2, 3, crop + 3, crop + 5, dtype=torch.uint8)
+    example = torch.zeros(2, 3, size[0] + 3, size[1] + 5, dtype=torch.uint8)
     names = {0: "n", 2: "height", 3: "width"}
     sizes = {axis: torch.export.Dim(name) for axis, name in names.items()}
     try:

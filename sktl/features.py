@@ -56,7 +56,7 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
     dtype : {np.float32, np.float16, "float32", "float16"}, default=np.float32
         Of the features. float16 takes half the memory, and has three to four digits; features
         beyond its range, 65504, are an error.
-    image_size, image_shape, pixel_range, bands, cache, precision, device, n_jobs
+    image_size, resize_mode, image_shape, pixel_range, bands, cache, precision, device, n_jobs
         See :class:`PretrainedImageClassifier`.
     on_error : {"raise", "skip"}, default="raise"
         What to do with files that can't be read. "raise" is an error that names them all, "skip" a
@@ -102,7 +102,8 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
         stage: Any = None,
         pooling: Any = "auto",
         dtype: Any = np.float32,
-        image_size: int | None = None,
+        image_size: Any = None,
+        resize_mode: str = "squash",
         image_shape: Any = None,
         pixel_range: Any = None,
         bands: Any = None,
@@ -119,6 +120,7 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
         self.pooling = pooling
         self.dtype = dtype
         self.image_size = image_size
+        self.resize_mode = resize_mode
         self.image_shape = image_shape
         self.pixel_range = pixel_range
         self.bands = bands

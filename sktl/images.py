@@ -29,11 +29,13 @@ from sktl.decoding import (
     decode_bands,
     decode_file,
     is_about_the_image,
+    over_white,
     pillow_bands,
     pillow_to_rgb,
     scale_to_uint8,
     why_unreadable,
 )
+from sktl.depth import bounds_of, bounds_of_image, depth_of, may_be_deep
 from sktl.messages import shown, shown_path, shown_several
 
 Kind: TypeAlias = Literal["rows", "arrays", "images", "paths"]
@@ -42,8 +44,12 @@ Bands: TypeAlias = tuple[int, int, int]
 Array: TypeAlias = npt.NDArray[Any]
 
 EIGHT_BIT: Range = (0.0, 255.0)
-COMMON_HIGHS = (1.0, 16.0, 255.0, 65535.0)
+COMMON_HIGHS = (1.0, 16.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0)
 CHANNELS = (1, 3, 4)
+_DARK = 0.25  # share of a range below which values are less than those of the next smaller depth
+_LOOKED_AT = 64  # rows of 8-bit arrays at a time
+_SAMPLED = 32  # files of more than 8 bits that tell of their range
+_SLACK = 0.1  # of a range; resampled pictures overshoot somewhat
 STRIP_BELOW = 32  # rows narrower than this are seldom pictures, so any width will do
 
 
@@ -378,7 +384,7 @@ class ImageFormat:
         The values that become 0 and 255.
     learned_from : {"given", "8-bit", "values"}
         Whether `pixel_range` is the user's, what 8-bit images mean, or was decided from
-        the values of other arrays.
+        the values of other arrays, files and PIL images.
     in_colour : bool, default=False
         Whether fit saw files or pictures with colours, so that an array (h, w, 3) is most likely
         one of them, and not h grey pictures.
@@ -409,6 +415,30 @@ class ImageFormat:
             "and fit again."
         )
 
+    def scale(self, values: Array) -> npt.NDArray[np.uint8]:
+        """Make grey levels of the values of a file or PIL image of more than 8 bits.
+
+        Raises
+        ------
+        ValueError
+            If fit could not know what they mean, or took them for much smaller ones.
+        """
+        if self.learned_from == "8-bit":
+            raise ValueError(
+                f"its values are of {values.dtype}, and fit saw pictures of 8 bits only, so which "
+                "values are black and white is not known; set pixel_range=(black, white), such as "
+                "(0, 65535), and fit again"
+            )
+        low, high = self.pixel_range
+        if self.learned_from == "values" and low == 0 and high in COMMON_HIGHS:
+            least, greatest = float(values.min()), float(values.max())
+            if least < -_SLACK * high or greatest > (1 + _SLACK) * high:
+                raise ValueError(
+                    f"its values go from {least:g} to {greatest:g}, but fit took {low:g} for black "
+                    f"and {high:g} for white; set pixel_range=(black, white) and fit again"
+                )
+        return scale_to_uint8(values, self.pixel_range)
+
     def _range_of_uint8(self) -> Range:
         # After digits' 0 to 16, uint8 may be the same digits in another dtype.
         if self.learned_from == "values" and self.pixel_range[1] not in (1.0, *COMMON_HIGHS[2:]):
@@ -437,7 +467,8 @@ def learn_format(
     image_shape : sequence of int, default=None
         Shape of the image in one row, (h, w), (h, w, c) or (c, h, w).
     pixel_range : (low, high), default=None
-        The values that become 0 and 255. Counts for all arrays, not for files or PIL images.
+        The values that become 0 and 255. Counts for all arrays, and for files and PIL images of
+        more than 8 bits.
     bands : (red, green, blue), default=None
         Numbers of the channels to take, where arrays and files have others.
     rows : array-like of bool of shape (n_samples,), default=None
@@ -462,8 +493,10 @@ def learn_format(
         return ImageFormat(kind, given_shape, given_range, "given", in_colour, chosen)
     if chosen is not None and kind == "rows":
         samples = samples.reshape(len(samples), *(given_shape or ()))  # type: ignore[union-attr]
-    learned = _learn_range(_of_bands(_arrays_in(samples, rows), kind, chosen))
-    return ImageFormat(kind, given_shape, *learned, in_colour, chosen)
+    counted = _counted(samples, rows)
+    if chosen is not None:
+        counted = _of_bands(_arrays_in(counted), kind, chosen)  # type: ignore[assignment]
+    return ImageFormat(kind, given_shape, *_learn_range(counted), in_colour, chosen)
 
 
 def _of_bands(arrays: list[Array], kind: Kind, bands: Bands | None) -> list[Array]:
@@ -579,35 +612,107 @@ def _roughness(images: Array, axes: tuple[int, int]) -> float:
     return float(sum(np.abs(np.diff(images, axis=axis)).mean() for axis in axes))
 
 
-def _arrays_in(samples: Samples, rows: npt.ArrayLike | None) -> list[Array]:
-    """List the arrays that tell of the pixel range, of the samples that count."""
+def _counted(samples: Samples, rows: npt.ArrayLike | None) -> Samples:
+    """List the samples that count, which tell of the pixel range."""
     mask = np.ones(len(samples), dtype=bool) if rows is None else np.asarray(rows, dtype=bool)
-    if not mask.any():
-        mask = ~mask  # none counts: better a range from all than none
+    if not mask.any() or mask.all():  # none counts: better a range from all than none
+        return samples
     if isinstance(samples, np.ndarray):
-        return [samples if mask.all() else samples[mask]]
-    counted = (sample for sample, counts in zip(samples, mask, strict=True) if counts)
-    return [sample for sample in counted if isinstance(sample, np.ndarray)]
+        kept: Array = samples[mask]
+        return kept
+    return [sample for sample, counts in zip(samples, mask, strict=True) if counts]  # type: ignore[return-value]
 
 
-def _learn_range(arrays: list[Array]) -> tuple[Range, Literal["8-bit", "values"]]:
-    unknown = [array for array in arrays if array.dtype not in (np.uint8, np.bool_)]
-    if not unknown:
-        has_bool = any(array.dtype == np.bool_ for array in arrays)
-        return ((0.0, 1.0), "values") if has_bool else (EIGHT_BIT, "8-bit")
-    low = min(float(array.min()) for array in unknown)
-    high = max(float(array.max()) for array in unknown)
+def _learn_range(samples: Samples) -> tuple[Range, Literal["8-bit", "values"]]:
+    arrays = _arrays_in(samples)
+    pictures = [] if isinstance(samples, np.ndarray) else _of_type(samples, Image.Image)
+    files = [] if isinstance(samples, np.ndarray) else _of_type(samples, str | bytes)
+    bounds = [
+        (float(array.min()), float(array.max()))
+        for array in arrays
+        if array.dtype not in (np.uint8, np.bool_)
+    ]
+    found = [*map(_bounds_of_picture, pictures), *_bounds_of_files(files)]
+    bounds += [pair for pair in found if pair is not None]
+    if not bounds:
+        if any(array.dtype == np.bool_ for array in arrays):
+            return (0.0, 1.0), "values"
+        _warn_of_dark_bytes(arrays)
+        return EIGHT_BIT, "8-bit"
+    return _range_within(min(low for low, _ in bounds), max(high for _, high in bounds)), "values"
+
+
+def _arrays_in(samples: Samples) -> list[Array]:
+    return [samples] if isinstance(samples, np.ndarray) else _of_type(samples, np.ndarray)
+
+
+def _of_type(samples: Any, kind: Any) -> list[Any]:
+    return [sample for sample in samples if isinstance(sample, kind)]
+
+
+def _bounds_of_picture(image: Image.Image) -> Range | None:
+    try:
+        return bounds_of_image(image)
+    except Exception:  # whatever a decoder raises; it is named when the picture is read
+        return None
+
+
+def _bounds_of_files(files: list[File]) -> list[Range | None]:
+    """The least and greatest values of some files of more than 8 bits, evenly spread over X."""
+    depths = [(file, depth_of(file)) for file in files]
+    _warn_of_pages([file for file, depth in depths if depth.has_pages and isinstance(file, str)])
+    deep = [file for file, depth in depths if depth.is_deep]
+    n = min(_SAMPLED, len(deep))
+    return [bounds_of(deep[i * len(deep) // n]) for i in range(n)]
+
+
+def _warn_of_pages(files: list[str]) -> None:
+    if files:
+        warnings.warn(
+            f"TIFF files with several pages are read as their first page:\n{listed(files)}\nPass "
+            "the pages as arrays or PIL images if each is a picture.",
+            UserWarning,
+            stacklevel=6,
+        )
+
+
+def _range_within(low: float, high: float) -> Range:
+    """The nearest common range that holds all values, or else the values' own."""
     if low >= 0 and high <= COMMON_HIGHS[-1]:
-        return (0.0, next(common for common in COMMON_HIGHS if high <= common)), "values"
+        white = next(common for common in COMMON_HIGHS if high <= common)
+        if 0 < high < _DARK * white:
+            _warn_of_darkness(high, white)
+        return (0.0, white)
     if not math.isfinite(high - low):
         raise ValueError(f"The values of X, {low} to {high}, span more than a float64 holds.")
     warnings.warn(
         f"The values of X fit no common range of pixels: {low:g}, the least seen, was taken as "
         f"black and {high:g}, the greatest, as white. Pass pixel_range=(low, high) to choose.",
         UserWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
-    return (low, high), "values"
+    return (low, high)
+
+
+def _warn_of_dark_bytes(arrays: list[Array]) -> None:
+    """Warn where 8-bit values are those of digits or masks; any other ends the search."""
+    highest = 0
+    for array in arrays:
+        for start in range(0, len(array), _LOOKED_AT):
+            highest = max(highest, int(array[start : start + _LOOKED_AT].max()))
+            if highest > COMMON_HIGHS[1]:
+                return
+    if highest:
+        _warn_of_darkness(highest, EIGHT_BIT[1])
+
+
+def _warn_of_darkness(high: float, white: float) -> None:
+    warnings.warn(
+        f"The greatest value of X is {high:g}, and 0 to {white:g} was taken as black to white, so "
+        f"all pictures are dark. If {high:g} is white, pass pixel_range=(0, {high:g}).",
+        UserWarning,
+        stacklevel=5,
+    )
 
 
 # Images ------------------------------------------------------------------------------
@@ -769,7 +874,7 @@ def open_images(X: Any, fmt: ImageFormat) -> Images:
     if kind == "paths" and fmt.bands is not None:
         return _BandFiles(samples, fmt, fmt.bands)  # type: ignore[arg-type]
     if kind == "paths":
-        return _FileImages(samples)  # type: ignore[arg-type]
+        return _FileImages(samples, fmt)  # type: ignore[arg-type]
     return _ListImages(samples, fmt)  # type: ignore[arg-type]
 
 
@@ -860,6 +965,7 @@ class _ListImages(_Listing):
 
     def __init__(self, images: list[Array | Image.Image], fmt: ImageFormat) -> None:
         self._images = images
+        self._scale = fmt.scale
         self._ranges = [
             fmt.range_of(image.dtype) if isinstance(image, np.ndarray) else EIGHT_BIT
             for image in images
@@ -884,7 +990,7 @@ class _ListImages(_Listing):
     def _read(self, i: int, size: int | None) -> Array:
         image = self._images[i]
         if self._bands is None:
-            return image if isinstance(image, np.ndarray) else pillow_to_rgb(image)
+            return image if isinstance(image, np.ndarray) else pillow_to_rgb(image, self._scale)
         if not isinstance(image, np.ndarray):
             return _bands_of_picture(pillow_bands(image), self._bands)
         picked: Array = _take_bands(image[np.newaxis], self._bands)[0]
@@ -894,8 +1000,9 @@ class _ListImages(_Listing):
 class _FileImages(_Listing):
     """Files, by their paths or as bytes, decoded each time they are asked for."""
 
-    def __init__(self, files: list[File]) -> None:
+    def __init__(self, files: list[File], fmt: ImageFormat) -> None:
         self._files = files
+        self._format = fmt
 
     def __len__(self) -> int:
         return len(self._files)
@@ -907,14 +1014,23 @@ class _FileImages(_Listing):
     def digest(self, i: int) -> bytes:
         file = self._files[i]
         if isinstance(file, bytes):
-            return _digest_of_none(i) if i in self.noted else xxhash.xxh3_128_digest(file)
+            if i in self.noted:
+                return _digest_of_none(i)
+            return xxhash.xxh3_128_digest(file + self._meaning(file))
         if i not in self.noted:
             try:
                 with open(file, "rb") as opened:
-                    return xxhash.xxh3_128_digest(opened.read())
+                    content = opened.read()
+                return xxhash.xxh3_128_digest(content + self._meaning(content))
             except Exception as error:
                 self._note_error(i, error)
         return _digest_of_none(i)
+
+    def _meaning(self, content: bytes) -> bytes:
+        """What the values of a file mean, if 8 bits don't tell."""
+        if not may_be_deep(content):
+            return b""
+        return f" {self._format.pixel_range} {self._format.learned_from}".encode()
 
     def batch(
         self, indices: Sequence[int], size: int | None = None
@@ -922,7 +1038,7 @@ class _FileImages(_Listing):
         return _stack([torch.from_numpy(self._pixels(i, size)).permute(2, 0, 1) for i in indices])
 
     def _read(self, i: int, size: int | None) -> Array:
-        return decode_file(self._files[i], size)
+        return decode_file(self._files[i], size, self._format.scale)
 
     @contextmanager
     def noting(self) -> Iterator[Mapping[int, str]]:
@@ -938,8 +1054,7 @@ class _BandFiles(_FileImages):
     """Files with several bands, of which three are chosen."""
 
     def __init__(self, files: list[File], fmt: ImageFormat, bands: Bands) -> None:
-        super().__init__(files)
-        self._format = fmt
+        super().__init__(files, fmt)
         self._bands = bands
 
     def digest(self, i: int) -> bytes:
@@ -984,15 +1099,17 @@ def _digest(image: Array, pixel_range: Range) -> bytes:
 
 def _to_rgb(block: Array, pixel_range: Range) -> torch.Tensor:
     """Bring images of one shape, in a block that is ours, to (b, 3, h, w)."""
-    images = torch.from_numpy(scale_to_uint8(block, pixel_range))
+    pixels = scale_to_uint8(block, pixel_range)
     axis = _channel_axis(block.shape[1:], "X")
+    if axis is not None and block.shape[1:][axis] == 4:
+        pixels = over_white(np.moveaxis(pixels, 1, -1) if axis == 0 else pixels)
+        axis = -1
+    images = torch.from_numpy(pixels)
     if axis is None:
         images = images.unsqueeze(1)
     elif axis == -1:
         images = images.permute(0, 3, 1, 2)
-    if images.shape[1] == 1:
-        return images.repeat(1, 3, 1, 1)
-    return images[:, :3]  # alpha is dropped
+    return images.repeat(1, 3, 1, 1) if images.shape[1] == 1 else images
 
 
 def _stack(images: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:

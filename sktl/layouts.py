@@ -39,6 +39,7 @@ from .heads import HEADS, ONE_LAYER
 from .images import CHANNELS
 from .optimization import OPTIMIZERS, SCHEDULES, UNFREEZING
 from .persistence import FORMAT, Stored, to_array
+from .preprocessing import RESIZE_MODES, Size, as_size, height_width
 from .sealed import FileFormatError, NotSavableError
 
 Tensors = dict[str, Tensor]
@@ -213,7 +214,8 @@ def _adaptation(value: Any, where: str) -> Bunch:
             "proportions": list_of(number(0)),
             "source_accuracy": share,
             "expected_accuracy": share,
-        }
+        },
+        {"adapted": flag},
     )(value, where)
     return Bunch(**found | {"proportions": np.array(found["proportions"], dtype=np.float64)})
 
@@ -244,24 +246,36 @@ def images(value: Any, where: str) -> dict[str, Any]:
     return found
 
 
+def _size(largest: int) -> Reader:
+    """A number of pixels, or a height and a width that differ."""
+    one = integer(1, largest)
+    two = tuple_of(one, 2)
+
+    def read(value: Any, where: str) -> Size:
+        return as_size(two(value, where)) if isinstance(value, list) else one(value, where)
+
+    return read
+
+
 _history = list_of(mapping_of(_cell))
 _backbone = record(
     {
         "name": _backbone_name,
-        "image_size": integer(1, _LARGEST_IMAGE),
+        "image_size": _size(_LARGEST_IMAGE),
         "transform_input": flag,
     }
 )
 _three = tuple_of(number(-1e6, 1e6), 3)
 _recipe = record(
     {
-        "resize": integer(1, 4 * _LARGEST_IMAGE),
-        "crop": integer(1, _LARGEST_IMAGE),
+        "resize": _size(4 * _LARGEST_IMAGE),
+        "crop": _size(_LARGEST_IMAGE),
         "interpolation": one_of("nearest", "nearest-exact", "bilinear", "bicubic"),
         "mean": _three,
         "std": tuple_of(number(1e-6, 1e6), 3),
         "antialias": flag,
-    }
+    },
+    {"resize_mode": one_of(*RESIZE_MODES)},  # older files are of "crop"
 )
 _dtype = one_of("float32", "float16")
 _pooling = one_of("auto", "avg", "flatten")
@@ -318,6 +332,7 @@ _may_lack = {
 _parameters = {
     "backbone": _backbone_name,
     "image_shape": optional(tuple_of(integer(1, 2**20), 2, 3)),
+    "image_size": optional(_size(2**31)),
     "pixel_range": optional(tuple_of(number(), 2)),
     "bands": optional(_bands),
     "cache": one_of("memory", None),
@@ -422,7 +437,8 @@ def _check_network(read: Stored) -> None:
     model = read["model"]
     if model["backbone"]["image_size"] != model["recipe"]["crop"]:
         raise FileFormatError("The network and its recipe are for images of different sizes.")
-    if model["recipe"]["crop"] > model["recipe"]["resize"]:
+    sides = (height_width(model["recipe"][name]) for name in ("crop", "resize"))
+    if any(crop > resize for crop, resize in zip(*sides, strict=True)):
         raise FileFormatError("The recipe crops more than it resizes to.")
 
 

@@ -137,6 +137,7 @@ def assemble_net(
         plan,
         precision,
         device,
+        n_classes=head.n_classes,
         stages=stages,
         prepare=prepare,
         callbacks=callbacks,

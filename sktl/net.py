@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import skorch
 import torch
-from skorch.callbacks import Callback, EpochTimer, PassthroughScoring, PrintLog
+from skorch.callbacks import Callback, EpochTimer, LRScheduler, PassthroughScoring, PrintLog
 from skorch.utils import FirstStepAccumulator, to_device
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -160,6 +160,18 @@ class SuffixNet(skorch.NeuralNetClassifier):
         loss = PassthroughScoring(name="train_loss", on_train=True)
         return [("epoch_timer", EpochTimer()), ("train_loss", loss), *log]
 
+    def notify(self, method_name: str, **kwargs: Any) -> None:
+        """Tell callbacks what skorch tells them: y are labels, and weights those to be kept."""
+        if "batch" in kwargs:
+            features, (labels, _) = kwargs["batch"]
+            kwargs["batch"] = features, labels
+        kept = self.averaged() if method_name == "on_epoch_end" else contextlib.nullcontext()
+        with kept:
+            super().notify(method_name, **kwargs)
+
+    def check_data(self, X: Any, y: Any) -> None:
+        """Look for nothing: the classes are known, and who makes the rows has checked them."""
+
     def get_dataset(self, X: Any, y: Any = None) -> FeatureRows:
         """Wrap features that aren't wrapped yet."""
         if isinstance(X, FeatureRows):
@@ -221,6 +233,8 @@ class SuffixNet(skorch.NeuralNetClassifier):
         processes().agree(*self.module_.parameters(), *self.module_.buffers())
         penalised = self.module_.head.named_parameters() if plan.head_penalty else ()
         self._penalised = [p for name, p in penalised if has_decay(name, p)]
+        if any(isinstance(callback, LRScheduler) for _, callback in self.callbacks_):
+            plan = replace(plan, schedule="constant", warmup=0.0)  # the callback sets the rates
         self._step_sizes = StepSizes(self.optimizer_, plan, n_steps)
         self._mixer = Mixer(plan.mixup, plan.cutmix) if plan.mixup or plan.cutmix else None
         self._average = WeightAverage(self.module_, plan.ema_decay) if plan.ema_decay else None
@@ -244,14 +258,16 @@ class SuffixNet(skorch.NeuralNetClassifier):
     def unfreeze(self, n_stages: int) -> None:
         """Let the last stages train, and none before them.
 
-        Batch norm that has learned statistics keeps them: those of a small batch of few images
-        are a worse guide.
+        Only stages that begin or cease to train are touched, so that what a callback has frozen
+        stays so. Batch norm that has learned statistics keeps them: those of a small batch of few
+        images are a worse guide.
         """
+        before, first = self.n_stages - self._n_unfrozen, self.n_stages - n_stages
         self._n_unfrozen = n_stages
-        first = self.n_stages - n_stages
         for name, parameter in self.module_.named_parameters():
             stage = self._stage_of(name)
-            parameter.requires_grad_(stage is None or stage >= first)
+            if stage is not None and (stage >= first) != (stage >= before):
+                parameter.requires_grad_(stage >= first)
         self._frozen = [
             module
             for name, module in self.module_.suffix.named_modules()
@@ -288,6 +304,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
         values = processes().total(torch.stack(losses)).tolist()
         for row, value, size in zip(rows, values, sizes, strict=True):
             row.update(train_loss=value, train_batch_size=size)
+        self.history.record("train_batch_count", len(sizes))
         rates = {group["distance"]: group["lr"] for group in self.optimizer_.param_groups}
         self.history.record("lr", rates[min(rates)])
         of_stages = [distance for distance in rates if distance > 0]
@@ -308,7 +325,12 @@ class SuffixNet(skorch.NeuralNetClassifier):
 
     def _is_solved(self) -> bool:
         """Whether training is logistic regression, to its optimum."""
-        return self.full_batch and self._is_logistic() and self.lr == default_lr("lbfgs")
+        return (
+            self.full_batch
+            and self._is_logistic()
+            and self.lr == default_lr("lbfgs")
+            and self._all_of_it_trains()
+        )
 
     def _is_plain(self) -> bool:
         """Whether training is logistic regression, and nobody asks for more than its steps."""
@@ -316,10 +338,15 @@ class SuffixNet(skorch.NeuralNetClassifier):
         return (
             self._is_logistic()
             and type(self.optimizer_) in OPTIMIZERS.values()
+            and self._all_of_it_trains()
             and not any((self.prepare, plan.mixup, plan.cutmix, plan.ema_decay, plan.max_grad_norm))
             and plan.accumulation_steps == processes().size == 1
             and not self._is_watched()
         )
+
+    def _all_of_it_trains(self) -> bool:
+        """Whether no callback has frozen a part of the head or suffix."""
+        return all(parameter.requires_grad for parameter in self.module_.parameters())
 
     def _as_read(self, rows: FeatureRows) -> FeatureRows:
         """What the linear layer reads of the rows, found once for all epochs."""
@@ -491,23 +518,46 @@ class SuffixNet(skorch.NeuralNetClassifier):
         )
 
     @torch.no_grad()
-    def _validate(self, iterator: TensorBatches) -> None:
+    def _validate(self, batches: TensorBatches) -> None:
         """Record the loss and accuracy of the rows that don't train."""
         self.module_.eval()
         self.criterion_.eval()
         totals = torch.zeros(3, dtype=torch.float64)
+        evaluate = self._watched_sums if self._is_watched() else self._sums
         with self.averaged():
-            for batch in iterator:
-                features, (labels, weights) = to_device(batch, self.device)
-                logits = self.module_(features)
-                losses = self.criterion_(logits, labels)
-                right = logits.argmax(1) == labels
-                sums = [(weights * losses).sum(), (weights * right).sum(), weights.sum()]
-                totals += torch.stack(sums).cpu().double()
+            for batch in batches:
+                sums, _ = evaluate(batch)
+                totals += sums.cpu().double()
         processes().agree(totals)  # so that all stop after the same epoch
         loss, right, weight = totals.tolist()
-        self.history.record("valid_loss", loss / weight)
-        self.history.record("valid_accuracy", right / weight)
+        self.history.record("valid_batch_count", len(batches))
+        self._record_score("valid_loss", loss / weight, sign=-1)
+        self._record_score("valid_acc", right / weight, sign=1)
+
+    def _sums(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """A batch's loss, right answers and weights, each summed up; and its logits."""
+        features, (labels, weights) = to_device(batch, self.device)
+        logits = self.module_(features)
+        losses = self.criterion_(logits, labels)
+        right = logits.argmax(1) == labels
+        sums = [(weights * losses).sum(), (weights * right).sum(), weights.sum()]
+        return torch.stack(sums), logits
+
+    def _watched_sums(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Do as `_sums` does, and tell callbacks what skorch would tell."""
+        self.notify("on_batch_begin", batch=batch, training=False)
+        sums, logits = self._sums(batch)
+        loss = sums[0] / len(logits)
+        self.history.record_batch("valid_loss", float(loss))
+        self.history.record_batch("valid_batch_size", len(logits))
+        self.notify("on_batch_end", batch=batch, training=False, loss=loss, y_pred=logits)
+        return sums, logits
+
+    def _record_score(self, name: str, score: float, sign: int) -> None:
+        """Record an epoch's score and, as skorch does, whether it is the best so far."""
+        earlier = [row[name] for row in list(self.history)[:-1] if name in row]
+        self.history.record(name, score)
+        self.history.record(f"{name}_best", all(sign * score > sign * other for other in earlier))
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -675,11 +725,12 @@ def make_net(
     precision: str,
     device: torch.device,
     *,
+    n_classes: int,
     stages: dict[str, int] | None = None,
     prepare: Callable[[Tensor], Tensor] | None = None,
     callbacks: Any = None,
 ) -> SuffixNet:
-    """Set up a net that is ready to be fitted."""
+    """Set up a net that is ready to be fitted; it knows classes by their numbers."""
     train_depthwise_fast(suffix)
     module = SuffixAndHead(suffix, head.to(plan.dtype), precision)
     module.requires_grad_(True)
@@ -693,6 +744,7 @@ def make_net(
         criterion__criterion=plan.criterion,
         criterion__label_smoothing=plan.label_smoothing,
         train_split=None,
+        classes=np.arange(n_classes),
         predict_nonlinearity=_softmax,
         max_epochs=1 if plan.full_batch else plan.max_epochs,
         batch_size=-1 if plan.full_batch else plan.batch_size,

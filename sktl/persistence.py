@@ -37,7 +37,10 @@ from .preprocessing import Recipe
 from .randomness import seeded
 
 FORMAT = 2
+# What versions did that lacked a parameter, where its default is something else.
+BEFORE = {"resize_mode": "crop"}
 _LOCAL = ("<lambda>", "<locals>")
+_RENAMED = {"valid_accuracy": "valid_acc"}  # columns of a history
 # What a callback may have kept of a training run.
 _TRACES = (Tensor, nn.Module, Dataset, Optimizer, LRScheduler, skorch.NeuralNet)
 
@@ -296,7 +299,7 @@ def restore_model(stored: Stored) -> Model:
     restore_frozen(backbone, backbone.prefix(depth, pooling), stored)
     net = assemble_net(backbone, depth, pooling, head, plan, precision, device)
     restore_weights(net.module_, stored["trained"], _given_tensors(backbone.architecture.source))
-    for row in stored["history"]:
+    for row in read_rows(stored["history"]):
         net.history.new_epoch()
         net.history[-1].update(row)
     return Model(backbone, depth, pooling, precision, device, head, plan, net)
@@ -305,6 +308,11 @@ def restore_model(stored: Stored) -> Model:
 def plain_rows(history: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """A training history by epochs, in Python's numbers; that of batches grows with the data."""
     return [{k: _plain(v) for k, v in row.items() if k != "batches"} for row in history]
+
+
+def read_rows(stored: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A stored history, with columns by the names that they have today."""
+    return [{_RENAMED.get(k, k): value for k, value in row.items()} for row in stored]
 
 
 def _plain(value: Any) -> Any:

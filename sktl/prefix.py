@@ -23,7 +23,7 @@ from .images import Images
 from .inference import FrozenModule, ahead
 from .preprocessing import Recipe
 
-_REVISION = 2  # of how images are decoded and prepared; others than kept features are then made
+_REVISION = 3  # of how images are decoded and prepared; others than kept features are then made
 _PER_LOOKUP = 128  # rows that are looked for, or held, at a time
 _PREPARED = 32  # images a thread prepares at a time
 _PAUSE = 0.05  # seconds between two looks for rows that another process computes

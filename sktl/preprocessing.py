@@ -1,18 +1,26 @@
-"""From uint8 images of any size to the square, normalised images a network was trained on."""
+"""From uint8 images of any size to the normalised images of one size that a network takes."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from numbers import Integral
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from .images import Images, stack_channels_last
+
+# Height and width in pixels; one number where they are the same.
+Size: TypeAlias = int | tuple[int, int]
+
+# What becomes of a picture whose shape isn't the network's.
+RESIZE_MODES = ("crop", "squash", "pad")
 
 # The modes that a tensor can be resized with, and how many source pixels each reaches to a side
 # (times the scale, when an antialiased filter shrinks an image).
@@ -28,42 +36,55 @@ _STACK_BYTES = 8 * 2**20
 
 @dataclass(frozen=True)
 class Recipe:
-    """The preparation that a network's weights were trained with.
+    """The preparation of images for a network.
 
-    Resize the shorter side, cut a square out of the centre, normalise. :meth:`apply` does the
-    first two, in uint8; :class:`Normalize` the third, on the network's device.
+    Bring the picture to the network's size, normalise. :meth:`apply` does the first, in uint8;
+    :class:`Normalize` the second, on the network's device.
 
     Parameters
     ----------
-    resize : int
-        Length of the shorter side in pixels, before the crop. At least `crop`.
-    crop : int
-        Side of the square centre crop.
+    resize : int or (int, int)
+        Of "crop": the size that the resized picture covers, at least `crop`. Of a square, that is
+        the length of its shorter side.
+    crop : int or (int, int)
+        The size that the network sees: its side, or its height and width.
     interpolation : {"nearest", "nearest-exact", "bilinear", "bicubic"}
         A value of :class:`torchvision.transforms.InterpolationMode`.
     mean, std : tuple of 3 floats
         What each channel of a [0, 1] image is centred by and divided by.
     antialias : bool, default=True
         Whether shrinking averages over all source pixels (as PIL does) or samples a few.
+    resize_mode : {"crop", "squash", "pad"}, default="crop"
+        "crop" cuts the centre out of a picture that covers `resize`, as most weights were
+        evaluated. "squash" resizes the whole picture to `crop`, whatever that does to its shape.
+        "pad" resizes it into `crop`, and fills the rest with the mean colour.
     """
 
-    resize: int
-    crop: int
+    resize: Size
+    crop: Size
     interpolation: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     antialias: bool = True
+    resize_mode: str = "crop"
 
     def __post_init__(self) -> None:
         """Refuse a recipe that can't be followed."""
-        if self.interpolation not in REACH:
-            raise ValueError(
-                f"interpolation must be one of {sorted(REACH)}, got {self.interpolation!r}."
-            )
-        if not 1 <= self.crop <= self.resize:
+        for name, value, known in (
+            ("interpolation", self.interpolation, sorted(REACH)),
+            ("resize_mode", self.resize_mode, RESIZE_MODES),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {list(known)}, got {value!r}.")
+        if not all(1 <= c <= r for c, r in zip(self.size, height_width(self.resize), strict=True)):
             raise ValueError(
                 f"crop must be between 1 and resize={self.resize} pixels, got {self.crop}."
             )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of what the network sees."""
+        return height_width(self.crop)
 
     @classmethod
     def from_transforms(cls, transforms: Any) -> Recipe:
@@ -89,36 +110,47 @@ class Recipe:
             antialias=bool(transforms.antialias),
         )
 
-    def at(self, image_size: int) -> Recipe:
-        """Give the same recipe for another crop.
+    def at(self, image_size: Size) -> Recipe:
+        """Give the same recipe for another size.
 
         Parameters
         ----------
-        image_size : int
+        image_size : int or (int, int)
             The new `crop`; `resize` keeps its proportion to it, to the nearest pixel.
 
         Returns
         -------
         recipe : Recipe
         """
-        resize = max(image_size, round(self.resize * image_size / self.crop))
-        return Recipe(resize, image_size, self.interpolation, self.mean, self.std, self.antialias)
+        sides = zip(
+            height_width(image_size),
+            height_width(self.resize),
+            height_width(self.crop),
+            strict=True,
+        )
+        height, width = (max(new, round(resize * new / crop)) for new, resize, crop in sides)
+        resize = height if height == width else (height, width)
+        return replace(self, resize=resize, crop=as_size(image_size))
 
     def read(self, images: Images, indices: Sequence[int]) -> Tensor:
-        """Read some images, resize and crop them.
+        """Read some images and bring them to the network's size.
 
         Returns
         -------
-        cropped : uint8 tensor of shape (len(indices), 3, crop, crop)
+        prepared : uint8 tensor of shape (len(indices), 3, h, w)
             In channels-last memory format.
         """
         # Without antialiasing, pixels are dropped that decoding at a fraction would blend.
-        return self.apply(images.batch(indices, self.resize if self.antialias else None))
+        return self.apply(images.batch(indices, max(self._sides()) if self.antialias else None))
+
+    def _sides(self) -> tuple[int, int]:
+        """The size that pictures are resized to cover, to equal or to fit into."""
+        return height_width(self.resize) if self.resize_mode == "crop" else self.size
 
     def apply(self, images: Tensor | list[Tensor]) -> Tensor:
-        """Resize and crop.
+        """Bring images to the network's size.
 
-        Agrees with torchvision's own transforms of the same image. Images laid out as
+        With "crop", agrees with torchvision's own transforms of the same image. Images laid out as
         (h, w, 3) in memory, whatever the order of their axes, are the fastest.
 
         Parameters
@@ -128,54 +160,133 @@ class Recipe:
 
         Returns
         -------
-        cropped : uint8 tensor of shape (n, 3, crop, crop)
+        prepared : uint8 tensor of shape (n, 3, h, w)
             In channels-last memory format.
         """
         if isinstance(images, Tensor):
             return self._apply_to_batch(images)
         if not images:
-            return torch.empty((0, 3, self.crop, self.crop), dtype=torch.uint8)
+            return torch.empty((0, 3, *self.size), dtype=torch.uint8)
         order, batches = _group_by_size(images)
         # Few calls on much data: each call waits for all of torch's threads.
         return _take(torch.cat([self._apply_to_batch(batch) for batch in batches]), order)
 
     def _apply_to_batch(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        short = min(height, width)
-        # As torchvision rounds: the longer side down.
-        rows = self._span(height, self.resize * height // short)
-        columns = self._span(width, self.resize * width // short)
+        resized = self.resized(height, width)
+        rows, columns = (
+            self._span(length, n, crop, side)
+            for length, n, crop, side in zip(
+                (height, width), resized, self.size, self._sides(), strict=True
+            )
+        )
         window = images[..., rows.source, columns.source]
         if rows.resized > window.shape[-2]:
             # torch resizes uint8 faster when the channels are innermost. Where images shrink,
             # moving them there first costs more than it saves.
             window = window.contiguous(memory_format=torch.channels_last)
-        resized = F.resize(
+        found = F.resize(
             window,
             [rows.resized, columns.resized],
             interpolation=InterpolationMode(self.interpolation),
             antialias=self.antialias,
         )
-        cropped: Tensor = resized[..., rows.crop, columns.crop]
+        if self.resize_mode == "pad":
+            return self._padded(found)
+        cropped: Tensor = found[..., rows.crop, columns.crop]
         return cropped.contiguous(memory_format=torch.channels_last)
 
-    def _span(self, length: int, resized: int) -> _Span:
-        """Say which pixels of an axis to resize, to how many, and which of those to keep."""
-        start = round((resized - self.crop) / 2)
-        if resized <= STRIP_ASPECT * self.resize:
-            return _Span(slice(0, length), resized, slice(start, start + self.crop))
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """To what height and width a picture is resized, before it is cropped or padded."""
+        rows, columns = self._sides()
+        if self.resize_mode == "squash":
+            return rows, columns
+        # Which side is kept, and that of the other the fraction is dropped, is as in torchvision.
+        is_wide = height * columns <= width * rows
+        if is_wide == (self.resize_mode == "crop"):
+            return rows, max(1, rows * width // height)
+        return max(1, columns * height // width), columns
+
+    def place(self, height: int, width: int) -> tuple[slice, slice]:
+        """Where a picture of this size lies on what the network sees: its rows and columns.
+
+        A picture that is cropped begins before 0 and ends after the last one.
+        """
+        starts = (
+            (-_start(n, size), n)
+            for n, size in zip(self.resized(height, width), self.size, strict=True)
+        )
+        rows, columns = (slice(start, start + n) for start, n in starts)
+        return rows, columns
+
+    def back(self, values: Tensor, height: int, width: int) -> Tensor:
+        """Lay what belongs to the pixels that the network sees on the picture they come from.
+
+        Parameters
+        ----------
+        values : floating tensor of shape `size`
+        height, width : int
+            Of the picture, in any scale.
+
+        Returns
+        -------
+        tensor of shape (height, width)
+            Zero where the network sees nothing of the picture.
+        """
+        rows, columns = self.place(height, width)
+        whole = values.new_zeros(rows.stop - rows.start, columns.stop - columns.start)
+        inside, seen = zip(
+            *(
+                (
+                    slice(max(0, -at.start), min(at.stop, n) - at.start),
+                    slice(max(0, at.start), min(at.stop, n)),
+                )
+                for at, n in zip((rows, columns), self.size, strict=True)
+            ),
+            strict=True,
+        )
+        whole[inside] = values[seen]
+        return interpolate(whole[None, None], (height, width), mode="bilinear")[0, 0]
+
+    @property
+    def fill(self) -> tuple[int, int, int]:
+        """The colour beside a padded picture: the mean, which the network sees as nothing."""
+        red, green, blue = (round(255 * value) for value in self.mean)
+        return red, green, blue
+
+    def _padded(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        colour = torch.tensor(self.fill, dtype=torch.uint8, device=images.device)
+        page = colour.expand(len(images), *self.size, 3).clone().movedim(-1, 1)
+        top, left = (-_start(n, size) for n, size in zip((height, width), self.size, strict=True))
+        page[..., top : top + height, left : left + width] = images
+        return page
+
+    def _span(self, length: int, resized: int, crop: int, side: int) -> _Span:
+        """Say which pixels of an axis to resize, to how many, and which of those to keep.
+
+        `side` is what the resized axis covers.
+        """
+        start = _start(resized, crop)
+        if resized <= STRIP_ASPECT * side:
+            return _Span(slice(0, length), resized, slice(start, start + crop))
 
         # A strip: resized whole it could have millions of pixels, of which the crop keeps
         # hundreds. Resize only a window, with margins that hide its borders from the crop.
         scale = length / resized
         margin = int((REACH[self.interpolation] + 1) * max(1.0, 1 / scale)) + 1
-        left = _anchor(start - margin, -1, self.resize, resized, scale)
-        right = _anchor(start + self.crop + margin, 1, self.resize, resized, scale)
+        left = _anchor(start - margin, -1, side, resized, scale)
+        right = _anchor(start + crop + margin, 1, side, resized, scale)
         return _Span(
             source=slice(round(left * scale), round(right * scale)),
             resized=right - left,
-            crop=slice(start - left, start - left + self.crop),
+            crop=slice(start - left, start - left + crop),
         )
+
+
+def _start(resized: int, crop: int) -> int:
+    """Where what the network sees begins on the resized axis; before it, where it is padded."""
+    return round((resized - crop) / 2)
 
 
 @dataclass(frozen=True)
@@ -201,6 +312,42 @@ def _anchor(nearest: int, step: int, tries: int, resized: int, scale: float) -> 
 
     candidates = (nearest + step * i for i in range(tries))
     return min((min(max(c, 0), resized) for c in candidates), key=distance)
+
+
+def height_width(size: Size) -> tuple[int, int]:
+    """Both sides of a size."""
+    return size if isinstance(size, tuple) else (size, size)
+
+
+def checked_size(image_size: Any) -> Size | None:
+    """Read the parameter `image_size`.
+
+    Raises
+    ------
+    ValueError
+        If it is neither None, nor a number of at least 2, nor two of these.
+    """
+    if image_size is None:
+        return None
+    sides = image_size if isinstance(image_size, tuple | list) else (image_size,) * 2
+    if len(sides) == 2 and all(isinstance(n, Integral) and int(n) >= 2 for n in sides):
+        return as_size(tuple(sides))
+    raise ValueError(
+        "image_size must be a number of pixels or (height, width), each at least 2; "
+        f"got {image_size!r}."
+    )
+
+
+def in_pixels(size: Size) -> str:
+    """A size in words."""
+    height, width = height_width(size)
+    return f"{height} x {width} pixels"
+
+
+def as_size(size: Any) -> Size:
+    """A size in its one form: a number where both sides are the same."""
+    height, width = size if isinstance(size, Sequence) else (size, size)
+    return int(height) if height == width else (int(height), int(width))
 
 
 def _single(size: Any) -> int:

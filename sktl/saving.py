@@ -23,7 +23,7 @@ from torchvision.models import WeightsEnum
 from .backbones import EMBEDDED, default_weights, list_backbones, load_backbone
 from .expectations import integer, mapping_of, record, text
 from .layouts import Layout, Tensors, images, plain, scalar, tensors_of
-from .persistence import Stored, store_weights
+from .persistence import BEFORE, Stored, store_weights
 from .prefix import named_tensors
 from .preprocessing import Recipe
 from .sealed import (
@@ -37,6 +37,7 @@ from .sealed import (
 )
 
 FORMAT = 1
+_TUPLES = ("bands", "head", "image_shape", "image_size", "pixel_range", "stage")  # parameters
 _PARTS = ("frozen", "trained", "sample", "validation_indices_")
 
 _Class = TypeVar("_Class", bound=type)
@@ -118,9 +119,7 @@ def _encode(name: str, value: Any) -> Any:
         return [[_encode(name, label), _encode(name, weight)] for label, weight in value.items()]
     if name == "dtype" and isinstance(value, type):
         return value.__name__
-    if name in ("bands", "head", "image_shape", "pixel_range", "stage") and isinstance(
-        value, list | tuple
-    ):
+    if name in _TUPLES and isinstance(value, list | tuple):
         return [_encode(name, item) for item in value]
     if isinstance(value, WeightsEnum):
         return _name_of_member(value)
@@ -240,7 +239,7 @@ def _restore(document: Any, tensors: Tensors) -> Any:
     if digest is not None:
         tensors = tensors | _frozen_as_then(read, layout, digest)
     _check_tensors(read, tensors, layout)
-    parameters = read["parameters"]
+    parameters = BEFORE | read["parameters"]
     if isinstance(parameters.get("class_weight"), list):
         parameters["class_weight"] = dict(parameters["class_weight"])
     with _as_format_error():
@@ -326,8 +325,11 @@ def _frozen_again(read: Stored, layout: Layout) -> Tensors:
     model = read["model"]
     network = model["backbone"]
     weights = read["parameters"]["weights"]
-    backbone = load_backbone(network["name"], weights, network["image_size"])
-    if backbone.recipe != Recipe(**model["recipe"]):
+    recipe = Recipe(**model["recipe"])
+    backbone = load_backbone(
+        network["name"], weights, network["image_size"], resize_mode=recipe.resize_mode
+    )
+    if backbone.recipe != recipe:
         raise ValueError("they belong to images that are prepared otherwise.")
     if list(backbone.stages) != read["attributes"]["stages_"]:
         raise ValueError("their network has other stages.")
@@ -348,8 +350,8 @@ def _as_format_error() -> Iterator[None]:
 def _check_path(estimator: Any, read: Stored, layout: Layout) -> None:
     """See whether an image finds its way through the network to the head."""
     modules, width = layout.path(estimator)
-    size = read["model"]["recipe"]["crop"]
-    features = torch.empty((1, 3, size, size), dtype=torch.uint8, device="meta")
+    size = Recipe(**read["model"]["recipe"]).size
+    features = torch.empty((1, 3, *size), dtype=torch.uint8, device="meta")
     with torch.no_grad():
         for module in modules:
             features = _without_values(module).eval()(features)

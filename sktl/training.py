@@ -172,7 +172,7 @@ class _Best:
         """Look at the last epoch; say whether there was no progress for too long."""
         net = self._net
         row = net.history[-1]
-        score = row["valid_accuracy"], -row["valid_loss"]
+        score = row["valid_acc"], -row["valid_loss"]
         if score > self._score:
             self._score, self._epoch = score, row["epoch"]
             with net.averaged():
@@ -224,7 +224,8 @@ def n_iterations(net: SuffixNet) -> int:
 def history_rows(net: SuffixNet) -> list[dict[str, Any]]:
     """A row an epoch: its number, seconds, losses, validation accuracy and learning rates."""
     names = {"dur": "seconds"}
-    own = {"batches", "train_batch_count", "valid_batch_count", "train_loss_best"}
+    own = {"batches", "train_batch_count", "valid_batch_count"}
+    own |= {f"{name}_best" for name in ("train_loss", "valid_loss", "valid_acc")}
     return [
         {names.get(k, k): _plain(value) for k, value in row.items() if k not in own}
         for row in net.history

@@ -6,13 +6,20 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from sklearn.base import clone
 from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 from torch import nn
 
 import sktl.alignment
-from sktl import DomainShiftWarning, PretrainedImageClassifier
+from sktl import (
+    DomainShiftWarning,
+    NoDomainShiftWarning,
+    PretrainedImageClassifier,
+    load,
+    load_image_folder,
+)
 from sktl.adaptation import METHODS, _learn_statistics
 from sktl.alignment import (
     Home,
@@ -341,11 +348,68 @@ def test_few_images(fitted, two_sources, n):
 def test_images_that_are_too_different(fitted, two_sources):
     X = two_sources[0]
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", DomainShiftWarning)
         fitted.adapt(X)
     noise = np.random.default_rng(0).uniform(0, 16, size=(100, 64))
     with pytest.warns(DomainShiftWarning, match="is to be expected, where it was"):
         fitted.adapt(noise)
+
+
+@pytest.fixture(scope="module")
+def stamp_halves(stamps):
+    """Pictures of one half of the stamps with labels, and those of the other half."""
+    found = load_image_folder(stamps)
+    pictures = np.empty(len(found.data), dtype=object)
+    pictures[:] = [Image.open(path).convert("RGB") for path in found.data]
+    X, other, y, answers = train_test_split(
+        pictures, found.target, test_size=0.5, stratify=found.target, random_state=0
+    )
+    return X, y, other, answers
+
+
+@pytest.fixture(scope="module")
+def fitted_to_stamps(stamp_halves):
+    X, y, _, _ = stamp_halves
+    return PretrainedImageClassifier(image_size=96).fit(X, y)
+
+
+def changed(pictures, change):
+    made = np.empty(len(pictures), dtype=object)
+    made[:] = [change(picture) for picture in pictures]
+    return made
+
+
+def test_grey_pictures_leave_the_classifier_as_it_is(fitted_to_stamps, stamp_halves, tmp_path):
+    _, _, X, y = stamp_halves
+    grey = changed(X, lambda picture: picture.convert("L"))
+    with pytest.warns(NoDomainShiftWarning, match="check=False"):
+        left = fitted_to_stamps.adapt(grey)
+    np.testing.assert_array_equal(left.predict_proba(grey), fitted_to_stamps.predict_proba(grey))
+    assert left.adaptation_.adapted is False
+    assert left.adaptation_.expected_accuracy < left.adaptation_.source_accuracy + 0.03
+    left.save(tmp_path / "left.sktl")
+    assert load(tmp_path / "left.sktl").adaptation_.adapted is False
+    assert fitted_to_stamps.adapt(grey, check=False).adaptation_.adapted
+    assert fitted_to_stamps.adapt(grey, method="label_shift").adaptation_.adapted
+
+
+def test_blurred_pictures_are_adapted_to(fitted_to_stamps, stamp_halves):
+    _, _, X, y = stamp_halves
+    blurred = changed(X, lambda p: p.filter(ImageFilter.GaussianBlur(max(p.size) / 60)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NoDomainShiftWarning)
+        adapted = fitted_to_stamps.adapt(blurred)
+    assert adapted.score(blurred, y) > fitted_to_stamps.score(blurred, y) + 0.03
+
+
+def test_more_pictures_of_the_same_kind_help_where_labels_are_few(stamp_halves):
+    X, y, more, answers = stamp_halves
+    few = np.concatenate([np.flatnonzero(y == name)[:4] for name in np.unique(y)])
+    clf = PretrainedImageClassifier(image_size=96).fit(X[few], y[few])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NoDomainShiftWarning)
+        adapted = clf.adapt(more)
+    assert adapted.score(more, answers) > clf.score(more, answers)
 
 
 def test_what_cannot_be_adapted(fitted, two_sources):

@@ -112,6 +112,7 @@ def test_fit_predict_and_round_trip(name, photographs, tmp_path):
     check_round_trip(name, photographs[0][::3], photographs[1][::3], tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.all_models
 @pytest.mark.parametrize("name", [n for n in list_backbones() if n not in FAMILIES])
 def test_every_other_model(name, photographs, tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils._param_validation import InvalidParameterError
-from skorch.callbacks import Callback, EarlyStopping
+from skorch.callbacks import Callback, EarlyStopping, InputShapeSetter
 from torch import nn
 
 from sktl import PretrainedImageClassifier, PretrainedImageFeatures
@@ -358,6 +358,7 @@ BAD_PARAMS = [
     ("callbacks", 5, INVALID, ["callbacks", "list", "Got 5"]),
     ("callbacks", [5], TypeError, ["callbacks holds 5", "skorch.callbacks"]),
     ("callbacks", [("stop", print)], TypeError, ["callbacks holds", "skorch.callbacks"]),
+    ("callbacks", [InputShapeSetter()], ValueError, ["InputShapeSetter", "leave the callback out"]),
     ("random_state", "lucky", INVALID, ["random_state", "Got 'lucky'"]),
     ("verbose", "loud", INVALID, ["verbose", "Got 'loud'"]),
 ]

@@ -28,6 +28,7 @@ def slow(command):
         slow("large_folder.py --images 32 --few 16"),
         slow("deploy.py --images 16 --repeats 1 --compile 0"),
         slow("training_step.py --images 64 --repeats 1"),
+        slow("many_classes.py --rows 100 --classes 5 --test-rows 30 --max-iter 20"),
         slow("compiling.py --images 32 --networks 1 --repeats 1"),
         slow("accuracy/study.py --digits 2 --size 32 --epochs 1 --folds 2 --output {output}"),
     ],

@@ -24,7 +24,7 @@ import sktl
 from sktl import PretrainedImageClassifier
 from sktl.export import _check_size
 from sktl.preprocessing import Recipe
-from sktl.resizing import ResizeAndCrop
+from sktl.resizing import Resize
 
 BOUND = 1e-4
 ANY_SIZE = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
@@ -170,7 +170,7 @@ def check_onnx(clf, images, path):
 @pytest.mark.parametrize("resize, crop", [(36, 32), (101, 64), (232, 224)])
 def test_a_trace_has_the_pixels_of_the_recipe_at_any_size(pictures, interpolation, resize, crop):
     recipe = Recipe(resize, crop, interpolation, (0, 0, 0), (1, 1, 1))
-    traced = torch.jit.trace(ResizeAndCrop(recipe), pictures[0])
+    traced = torch.jit.trace(Resize(recipe), pictures[0])
     for picture in pictures:
         assert torch.equal(traced(picture), recipe.apply(picture)), picture.shape
 
@@ -178,9 +178,9 @@ def test_a_trace_has_the_pixels_of_the_recipe_at_any_size(pictures, interpolatio
 def test_resizing_that_programs_cannot_have_says_so(X, y):
     recipe = Recipe(36, 32, "nearest", (0, 0, 0), (1, 1, 1))
     images = as_tensor(X[0])
-    assert torch.equal(ResizeAndCrop(recipe)(images), recipe.apply(images))
+    assert torch.equal(Resize(recipe)(images), recipe.apply(images))
     with pytest.raises(ValueError, match="interpolation='nearest'"):
-        torch.jit.trace(ResizeAndCrop(recipe), images)
+        torch.jit.trace(Resize(recipe), images)
 
 
 # torch -------------------------------------------------------------------------------

@@ -505,9 +505,9 @@ def test_early_stopping_keeps_the_best_epoch(make, data):
     assert len(held) == 9
     assert set(np.bincount(y[held])) == {3} or len(set(y[held])) == 3
     history = pd.DataFrame(clf.history_)
-    best = history.sort_values(["valid_accuracy", "valid_loss"], ascending=[False, True]).iloc[0]
+    best = history.sort_values(["valid_acc", "valid_loss"], ascending=[False, True]).iloc[0]
     assert clf.best_epoch_ == best["epoch"]
-    assert clf.score(X[held], y[held]) == pytest.approx(best["valid_accuracy"])
+    assert clf.score(X[held], y[held]) == pytest.approx(best["valid_acc"])
     assert clf.n_iter_ == min(40, clf.best_epoch_ + 2)
 
 
@@ -701,7 +701,7 @@ def test_partial_fit_refuses(make, data):
 def test_history_is_a_table(make, data):
     clf = make(early_stopping=True, validation_fraction=0.25, max_epochs=2).fit(*data)
     table = pd.DataFrame(clf.history_)
-    columns = {"epoch", "train_loss", "valid_loss", "valid_accuracy", "lr", "backbone_lr"}
+    columns = {"epoch", "train_loss", "valid_loss", "valid_acc", "lr", "backbone_lr"}
     columns |= {"unfrozen_stages"}
     assert columns | {"seconds"} == set(table.columns)
     assert not table.isna().any().any()

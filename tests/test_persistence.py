@@ -499,6 +499,18 @@ def test_parameters_come_back(X, y):
     assert loaded.device == torch.device("cpu")
 
 
+def test_columns_of_older_histories_have_todays_names(X, y):
+    clf = classifier(lr=1e-3, early_stopping=True, validation_fraction=0.5).fit(X, y)
+    state = clf.__getstate__()
+    for history in (state["history_"], state["_model"]["history"]):
+        for row in history:
+            row["valid_accuracy"] = row.pop("valid_acc")
+    older = object.__new__(type(clf))
+    older.__setstate__(state)
+    assert [row["valid_acc"] for row in older.history_] == older.net_.history[:, "valid_acc"]
+    assert not any("valid_accuracy" in row for row in [*older.history_, *older.net_.history])
+
+
 def test_callbacks_come_back_as_given(X, y):
     callbacks = [LRScheduler("StepLR", step_size=3), ("mine", Hoarder()), Hoarder]
     loaded = reload(classifier(optimizer="adamw", callbacks=callbacks).fit(X, y))

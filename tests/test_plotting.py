@@ -76,7 +76,7 @@ def history(last=0.55):
             "epoch": i + 1,
             "train_loss": loss,
             "valid_loss": 0.8 * loss + 0.5 + 0.05 * i,
-            "valid_accuracy": 1 - 0.35 * loss,
+            "valid_acc": 1 - 0.35 * loss,
             "unfrozen_stages": 1 + i // 2,
         }
         for i, loss in enumerate(losses)
@@ -165,7 +165,7 @@ def feature_map(n_classes=3, turn=0.0):
 
 DRAWN = {
     "training_curve": (training_curve, {"best_epoch": 4}),
-    "one_epoch": (one_epoch, {"valid_loss": 0.8, "valid_accuracy": 0.6, "unfrozen_stages": 1}),
+    "one_epoch": (one_epoch, {"valid_loss": 0.8, "valid_acc": 0.6, "unfrozen_stages": 1}),
     "freeze_search": (freeze_search, {"best": 0.8}),
     "low_score": (lambda **kwargs: freeze_search(worst=0.1, **kwargs), {"best": 0.8}),
     "confusion": (confusion, {"first": "c"}),
@@ -241,7 +241,7 @@ def test_long_names_lose_their_middle():
 
 def test_training_curve_of_a_fit(fine_tuned):
     display = TrainingCurveDisplay.from_estimator(Pipeline([("clf", fine_tuned)]))
-    names = ["train_loss", "valid_loss", "valid_accuracy"]
+    names = ["train_loss", "valid_loss", "valid_acc"]
     for line, name in zip(display.lines_, names, strict=True):
         x, y = line.get_data()
         assert list(x) == [1, 2]

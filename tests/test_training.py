@@ -531,6 +531,26 @@ def test_verbose(make, three_kinds, capsys, params):
     assert len(lines) == len(epochs) + 2  # and a heading
 
 
+# Threads ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "params", [{}, {"optimizer": "adamw", "max_epochs": 3}, {"head": (16,), "max_epochs": 3}]
+)
+def test_frozen_fits_do_not_depend_on_the_number_of_threads(digits, params):
+    X, y = digits[0][:24], digits[1][:24]
+    found = []
+    before = torch.get_num_threads()
+    for n_threads in (1, 2):
+        torch.set_num_threads(n_threads)
+        settings = {"image_size": SIZE, "random_state": 0, "cache": None} | params
+        clf = PretrainedImageClassifier(precision="float32", **settings).fit(X, y)
+        found.append(clf.predict_proba(X))
+    torch.set_num_threads(before)
+    np.testing.assert_allclose(*found, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(*(proba.argmax(1) for proba in found))
+
+
 # Chance -------------------------------------------------------------------------------
 
 RANDOM = [
@@ -662,7 +682,7 @@ def test_what_is_random_before_a_linear_head_is_drawn_in_each_epoch():
         True, 0, False
     )
     head, device = make_head("linear", 16, 2, 0.0), torch.device("cpu")
-    net = make_net(nn.Dropout(0.5), head, plan, "float32", device)
+    net = make_net(nn.Dropout(0.5), head, plan, "float32", device, n_classes=2)
     train(net, FeatureRows(torch.rand(8, 16), torch.arange(8) % 2))
     first, second = (row["train_loss"] for row in net.history)
     assert first != second

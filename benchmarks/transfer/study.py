@@ -186,13 +186,13 @@ VARIANTS: dict[str, Callable[[Labels, Any], npt.NDArray[np.bool_]]] = {
 }
 
 
-def scores(given: Split, methods: list[str], size: int) -> dict[str, float]:
+def scores(given: Split, methods: list[str], size: int, checks: bool) -> dict[str, float]:
     """Accuracy with nothing done, with each method, and with the target's labels."""
     target, labels = given.target
     clf = PretrainedImageClassifier(image_size=size).fit(*given.source)
     found = {"nothing": clf.score(target, labels)}
     for method in methods:
-        adapted = clf.adapt(target, *given.source, method=method)
+        adapted = clf.adapt(target, *given.source, method=method, check=checks)
         found[method] = adapted.score(target, labels)
     ceiling = PretrainedImageClassifier(image_size=size).fit(*given.ceiling)
     return found | {"labels": ceiling.score(target, labels)}
@@ -225,6 +225,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
     parser.add_argument("--variants", nargs="*", default=["plain"], help="or frequencies, fifty")
+    parser.add_argument("--check", action="store_true", help="leave alone what needs no change")
     parser.add_argument("--no-digits", action="store_true")
     parser.add_argument("--output", default="results.json")
     args = parser.parse_args()
@@ -245,7 +246,7 @@ def main() -> None:
             start, name = time.perf_counter(), shift.name + chosen[variant]
             for seed in range(args.seeds):
                 given = split(shift, seed, VARIANTS[chosen[variant]])
-                for method, score in scores(given, args.methods, args.size).items():
+                for method, score in scores(given, args.methods, args.size, args.check).items():
                     results.setdefault(name, {}).setdefault(method, []).append(score)
             means = "  ".join(f"{m} {np.mean(s):.3f}" for m, s in results[name].items())
             print(f"{name:<36}{means}   {time.perf_counter() - start:.0f} s")

@@ -14,14 +14,14 @@ import xxhash
 from torch import nn
 
 from ..messages import shown
-from ..preprocessing import Normalize, Recipe
+from ..preprocessing import Normalize, Recipe, Size
 from ..randomness import seeded
 from .efficientnet_lite import pad_same
 from .registry import EMBEDDED, Architecture, check_name, default_weights, list_backbones
 from .split import CutNetwork, OpaqueNetwork, Pool, Pooling, Splitter, make_splitter, spatial_axes
 from .weights import (
     WeightsSource,
-    at_image_size,
+    adjusted,
     find_weights,
     load_weights,
     recipe_of_module,
@@ -262,9 +262,10 @@ class Backbone:
 def load_backbone(
     backbone: str | nn.Module | Callable[[], nn.Module],
     weights: Any = "DEFAULT",
-    image_size: int | None = None,
+    image_size: Size | None = None,
     seed: int | None = None,
     recall: Callable[[bytes], tuple[str, ...] | None] | None = None,
+    resize_mode: str = "crop",
 ) -> Backbone:
     """Build a network, give it its weights and find its stages.
 
@@ -274,13 +275,15 @@ def load_backbone(
         A name of :func:`list_backbones`, a module, or what returns one.
     weights : str, path, torchvision WeightsEnum or None, default="DEFAULT"
         See :func:`sktl.backbones.weights.find_weights`.
-    image_size : int or None, default=None
+    image_size : int, (int, int) or None, default=None
         Height and width of the images in pixels; None is what the weights were trained with.
     seed : int or None, default=None
         Seed of random weights.
     recall : callable or None, default=None
         Gives the names of the stages of a backbone with this `identity`, if they are known from
         before; the network is then loaded only when it is needed.
+    resize_mode : {"crop", "squash", "pad"}, default="crop"
+        See :class:`sktl.preprocessing.Recipe`.
 
     Returns
     -------
@@ -303,7 +306,7 @@ def load_backbone(
             "backbone must be a name, a torch.nn.Module or a callable that returns one, got "
             f"{shown(backbone)}."
         )
-    source = at_image_size(find_weights(backbone, weights), image_size)
+    source = adjusted(find_weights(backbone, weights), image_size, resize_mode)
     if not isinstance(backbone, str) or source.read is None:
         return _load_now(backbone, source, image_size, seed)
     identity = _identity(backbone, source)
@@ -340,7 +343,7 @@ def _load_later(backbone: str, source: WeightsSource, identity: bytes) -> Backbo
 
 
 def _load_now(
-    backbone: Any, source: WeightsSource, image_size: int | None, seed: int | None
+    backbone: Any, source: WeightsSource, image_size: Size | None, seed: int | None
 ) -> Backbone:
     """Load what only the network itself can tell apart: modules, callables, random weights."""
     pretrained = source.read is not None
@@ -349,6 +352,7 @@ def _load_now(
         network = architecture.build(initialise=not pretrained)
     recipe = source.recipe
     if not isinstance(backbone, str) and (own := recipe_of_module(network)) is not None:
+        own = replace(own, resize_mode=recipe.resize_mode)
         recipe = own if image_size is None else own.at(image_size)
         architecture = replace(architecture, image_size=recipe.crop)
     splitter = _prepare(network, recipe.crop)
@@ -363,7 +367,7 @@ def _loaded_backbone(
     return Backbone(architecture, recipe, lambda: splitter, identity, _splitter=splitter)
 
 
-def _prepare(network: nn.Module, image_size: int) -> Splitter:
+def _prepare(network: nn.Module, image_size: Size) -> Splitter:
     network.requires_grad_(False).eval()
     return make_splitter(network, image_size)
 

@@ -21,6 +21,8 @@ import torch
 import torchvision.ops
 from torch import fx, nn
 
+from ..preprocessing import Size, height_width, in_pixels
+
 # Their forward asks for `self.training`, which tracing would freeze into the graph.
 _LEAVES = (torchvision.ops.StochasticDepth, torchvision.ops.DropBlock2d)
 _one_at_a_time = threading.RLock()
@@ -87,14 +89,14 @@ class NetworkGraph:
         return {name: node for node, name in self.names.items()}
 
 
-def trace(network: nn.Module, image_size: int) -> NetworkGraph:
+def trace(network: nn.Module, image_size: Size) -> NetworkGraph:
     """Trace a network in both modes and find its boundaries.
 
     Parameters
     ----------
     network : torch.nn.Module
-        Takes float images of shape (n, 3, image_size, image_size).
-    image_size : int
+        Takes float images of shape (n, 3, h, w).
+    image_size : int or (int, int)
         Height and width of the images in pixels.
 
     Returns
@@ -211,7 +213,7 @@ def has_weights(network: nn.Module, node: fx.Node) -> bool:
     return False
 
 
-def _values(network: nn.Module, graph: fx.Graph, image_size: int) -> dict[fx.Node, Any]:
+def _values(network: nn.Module, graph: fx.Graph, image_size: Size) -> dict[fx.Node, Any]:
     """Propagate shapes without computing; this also shows whether the size is possible."""
     tensors = (*network.parameters(), *network.buffers())
     # deepcopy takes what the memo holds, so no weight is copied.
@@ -219,10 +221,10 @@ def _values(network: nn.Module, graph: fx.Graph, image_size: int) -> dict[fx.Nod
     recorder = _Recorder(fx.GraphModule(copy.deepcopy(network.eval(), memo), graph))
     with torch.no_grad():
         try:
-            recorder.run(torch.empty(2, 3, image_size, image_size, device="meta"))
+            recorder.run(torch.empty(2, 3, *height_width(image_size), device="meta"))
         except Exception as error:
             raise ValueError(
-                f"The network can't take images of {image_size} x {image_size} pixels "
+                f"The network can't take images of {in_pixels(image_size)} "
                 f"({type(error).__name__}: {_first_line(error)}). Choose another image_size."
             ) from error
     return dict(zip(graph.nodes, recorder.values, strict=True))

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision.models import WeightsEnum
 
 from ..messages import shown
+from ..preprocessing import Size, height_width
 from .efficientnet_lite import efficientnet_lite0
 
 EMBEDDED = "efficientnet_lite0"
@@ -56,14 +57,14 @@ class Architecture:
     ----------
     source : str, torch.nn.Module or callable
         A name of :func:`list_backbones`, a module to copy, or what makes one.
-    image_size : int
+    image_size : int or (int, int)
         Height and width of the images in pixels; some networks are built for one size.
     transform_input : bool
         Whether an Inception network renormalises its input, as torchvision's weights need.
     """
 
     source: str | nn.Module | Callable[[], nn.Module]
-    image_size: int
+    image_size: Size
     transform_input: bool = False
     options: dict[str, Any] = field(init=False, repr=False, compare=False)
 
@@ -81,7 +82,7 @@ class Architecture:
         if name.startswith("vit_"):
             return {"image_size": self.image_size}
         if name.startswith("maxvit_"):
-            return {"input_size": (self.image_size, self.image_size)}
+            return {"input_size": height_width(self.image_size)}
         return {}
 
     def build(self, *, initialise: bool) -> nn.Module:
@@ -101,6 +102,11 @@ class Architecture:
         """
         if isinstance(self.source, nn.Module):
             return _copy_to_cpu(self.source)
+        if str(self.source).startswith("vit_") and not isinstance(self.image_size, int):
+            raise ValueError(
+                f"image_size={self.image_size}: {self.source} takes square images only. Pass one "
+                "number, or choose a convolutional network."
+            )
         if not isinstance(self.source, str):
             return _call(self.source)
         make = efficientnet_lite0 if self.source == EMBEDDED else _torchvision_builder(self.source)

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, fx, nn
 
+from ..preprocessing import Size, height_width, in_pixels
 from .graph import NetworkGraph, NotTraceableError, node_names, remove_dead_nodes, trace
 from .graph import writes_in_place as _writes_in_place
 from .stages import Anatomy, find_anatomy
@@ -241,7 +242,7 @@ class OpaqueNetwork:
 
     stages: tuple[str, ...] = ("network",)
 
-    def __init__(self, network: nn.Module, image_size: int) -> None:
+    def __init__(self, network: nn.Module, image_size: Size) -> None:
         self.network = network
         self.classifier = _last_linear(network, image_size)
         self._image_size = image_size
@@ -270,7 +271,7 @@ class OpaqueNetwork:
     @torch.no_grad()
     def stage_shape(self, stage: int) -> tuple[int, ...]:
         """See :class:`Splitter`; only running it tells."""
-        image = torch.zeros(1, 3, self._image_size, self._image_size)
+        image = torch.zeros(1, 3, *height_width(self._image_size))
         return tuple(self.stage_features(stage)(image).shape)
 
     def between(self, depth: int, stage: int) -> nn.Module:
@@ -298,7 +299,7 @@ class OpaqueNetwork:
         return network
 
 
-def _last_linear(network: nn.Module, image_size: int) -> str | None:
+def _last_linear(network: nn.Module, image_size: Size) -> str | None:
     """Path of the linear layer whose output is the network's output, found by running it."""
     outputs: dict[str, Tensor] = {}
     hooks = [
@@ -310,10 +311,10 @@ def _last_linear(network: nn.Module, image_size: int) -> str | None:
     ]
     try:
         with torch.no_grad():
-            result = network.eval()(torch.zeros(1, 3, image_size, image_size))
+            result = network.eval()(torch.zeros(1, 3, *height_width(image_size)))
     except Exception as error:
         raise ValueError(
-            f"The backbone failed on an image of {image_size} x {image_size} pixels: "
+            f"The backbone failed on an image of {in_pixels(image_size)}: "
             f"{type(error).__name__}: {error}"
         ) from error
     finally:
@@ -327,14 +328,14 @@ def _last_linear(network: nn.Module, image_size: int) -> str | None:
     return next((name for name, output in outputs.items() if output is result), None)
 
 
-def make_splitter(network: nn.Module, image_size: int) -> Splitter:
+def make_splitter(network: nn.Module, image_size: Size) -> Splitter:
     """Find out how a network can be cut.
 
     Parameters
     ----------
     network : torch.nn.Module
-        Takes float images of shape (n, 3, image_size, image_size).
-    image_size : int
+        Takes float images of shape (n, 3, h, w).
+    image_size : int or (int, int)
         Height and width of the images in pixels.
 
     Returns

@@ -19,7 +19,7 @@ from torchvision.models import WeightsEnum
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from ..messages import shown
-from ..preprocessing import Recipe
+from ..preprocessing import Recipe, Size, as_size, height_width
 from . import efficientnet_lite
 from .registry import EMBEDDED, default_weights
 
@@ -126,8 +126,9 @@ def recipe_of_module(module: nn.Module) -> Recipe | None:
     config = getattr(module, "pretrained_cfg", None)
     if not isinstance(config, dict) or not {"mean", "std", "input_size"} <= set(config):
         return None
-    crop = int(config["input_size"][-1])
-    resize = max(crop, int(crop / (config.get("crop_pct") or 0.875)))
+    crop = as_size(config["input_size"][-2:])
+    sides = tuple(max(n, int(n / (config.get("crop_pct") or 0.875))) for n in height_width(crop))
+    resize = as_size(sides)
     interpolation = config.get("interpolation") or "bicubic"
     return Recipe(resize, crop, interpolation, tuple(config["mean"]), tuple(config["std"]))
 
@@ -279,8 +280,7 @@ def _fit_image_size(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[st
     return dict(interpolate_embeddings(side * patch, patch, dict(state)))
 
 
-def at_image_size(source: WeightsSource, image_size: int | None) -> WeightsSource:
-    """The same weights for images of another size."""
-    if image_size is None or image_size == source.recipe.crop:
-        return source
-    return replace(source, recipe=source.recipe.at(image_size))
+def adjusted(source: WeightsSource, image_size: Size | None, resize_mode: str) -> WeightsSource:
+    """The same weights for images of another size, or brought to it in another way."""
+    recipe = source.recipe if image_size is None else source.recipe.at(image_size)
+    return replace(source, recipe=replace(recipe, resize_mode=resize_mode))

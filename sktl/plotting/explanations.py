@@ -7,11 +7,12 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.ndimage import gaussian_filter
 from sklearn.utils import check_consistent_length, column_or_1d
 
 from .drawing import BLUE, ORANGE, Picture, Tile, check_matplotlib, draw_grid
-from .pictures import fitted_classifier, open_pictures
+from .pictures import fitted_classifier, open_pictures, small_pictures
 
 _CELL = 1.7  # inches
 _TITLES = {
@@ -30,10 +31,10 @@ class ExplanationDisplay:
 
     Parameters
     ----------
-    pictures : uint8 array of shape (n, h, w, 3)
-        As the network sees them.
-    attributions : float array of shape (n, h, w)
-        From :meth:`sktl.PretrainedImageClassifier.explain`.
+    pictures : uint8 array of shape (n, h, w, 3), or list of such (h, w, 3)
+    attributions : float array of shape (n, h, w), or list of such (h, w)
+        From :meth:`sktl.PretrainedImageClassifier.explain`, laid on the pictures; zero where the
+        network sees nothing of them.
     targets : array-like of shape (n,)
         The class that is explained.
     probabilities : array-like of shape (n,) or None, default=None
@@ -70,8 +71,8 @@ class ExplanationDisplay:
     def __init__(
         self,
         *,
-        pictures: npt.NDArray[np.uint8],
-        attributions: npt.NDArray[np.floating[Any]],
+        pictures: Sequence[Picture],
+        attributions: Sequence[npt.NDArray[np.floating[Any]]],
         targets: Any,
         probabilities: Any = None,
         method: str = "grad_cam",
@@ -136,10 +137,14 @@ class ExplanationDisplay:
             targets = np.broadcast_to(np.asarray(target), len(probabilities))
             columns = np.searchsorted(clf.classes_, targets)
         images = open_pictures(X, clf)
-        prepared = clf._model.backbone.recipe.read(images, range(len(images)))
+        recipe = clf._model.backbone.recipe
+        pictures = small_pictures(images, range(len(images)))
         display = cls(
-            pictures=prepared.permute(0, 2, 3, 1).numpy(),
-            attributions=attributions,
+            pictures=pictures,
+            attributions=[
+                recipe.back(torch.from_numpy(found), *picture.shape[:2]).numpy()
+                for found, picture in zip(attributions, pictures, strict=True)
+            ],
             targets=clf.classes_[columns],
             probabilities=probabilities[np.arange(len(columns)), columns],
             method=method,

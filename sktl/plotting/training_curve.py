@@ -37,7 +37,7 @@ class TrainingCurveDisplay:
     ----------
     history : list of dict
         A row an epoch, as ``PretrainedImageClassifier.history_``: `epoch`, `train_loss`, and where
-        known `valid_loss`, `valid_accuracy` and `unfrozen_stages`.
+        known `valid_loss`, `valid_acc` and `unfrozen_stages`.
     best_epoch : int or None, default=None
         The epoch whose weights were kept.
     stages : list of str, default=()
@@ -146,10 +146,10 @@ class TrainingCurveDisplay:
             self._say_solved()
             return self
         self.lines_ = [self._line(self.ax_, name, style) for name, style in _LOSSES.items()]
-        if any("valid_accuracy" in row for row in self.history):
+        if any("valid_acc" in row for row in self.history):
             self.accuracy_ax_ = self.ax_.twinx()
             self.accuracy_ax_.set_ylabel("Validation accuracy", color=GREEN)
-            self.lines_.append(self._line(self.accuracy_ax_, "valid_accuracy", _ACCURACY))
+            self.lines_.append(self._line(self.accuracy_ax_, "valid_acc", _ACCURACY))
         self.lines_ = [line for line in self.lines_ if line is not None]
         self._label_axes()
         handles = [*self.lines_, *self._mark_best(), *self._mark_unfreezing()]
