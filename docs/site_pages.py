@@ -84,8 +84,8 @@ MODULES = {
 # What the estimators' parameters serve; a test tells which are missing here.
 PARAMETERS = {
     "Data: What the images are, and how they are varied and weighted.": (
-        "image_size image_shape pixel_range bands on_error augment n_views mixup cutmix "
-        "class_weight"
+        "image_size resize_mode image_shape pixel_range bands on_error augment n_views mixup "
+        "cutmix class_weight"
     ),
     "Network: Where the features come from.": "backbone weights freeze stage pooling dtype",
     "Head: What is put on the network, and what it minimizes.": (

@@ -23,6 +23,7 @@ from sktl.plotting import (
     ExplanationDisplay,
     FeatureMapDisplay,
     FreezeSearchDisplay,
+    ImageConfusionMatrixDisplay,
     ImagePredictionsDisplay,
     TrainingCurveDisplay,
 )
@@ -61,10 +62,15 @@ clf = PretrainedImageClassifier(random_state=0).fit(X_train, y_train)
 worst = ImagePredictionsDisplay.from_estimator(clf, X_test, y_test)
 
 # %%
+# Which classes it mixes up, with the surest picture of each pair.
+
+pairs = ImageConfusionMatrixDisplay.from_estimator(clf, X_test, y_test)
+
+# %%
 # Where it looks.
 
-doubtful = [X_test[i] for i in worst.indices_[:6]]
-reasons = ExplanationDisplay.from_estimator(clf, doubtful)
+first = worst.indices_[:6]
+reasons = ExplanationDisplay.from_estimator(clf, [X_test[i] for i in first], y=y_test[first])
 
 # %%
 # Which pictures look alike to the network.
