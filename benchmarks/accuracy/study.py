@@ -74,7 +74,13 @@ def with_sktl(**recipe: Any) -> Method:
 
     def predict(X: Paths, y: Any, X_test: Paths, args: argparse.Namespace) -> npt.NDArray[Any]:
         epochs = {"max_epochs": args.epochs} if "freeze" in recipe else {}
-        clf = PretrainedImageClassifier(image_size=args.size, random_state=0, **epochs, **recipe)
+        clf = PretrainedImageClassifier(
+            image_size=args.size,
+            resize_mode=args.resize_mode,
+            random_state=0,
+            **epochs,
+            **recipe,
+        )
         return clf.fit(X, y).predict(X_test)
 
     return predict
@@ -84,7 +90,7 @@ def logistic_regression(
     X: Paths, y: Any, X_test: Paths, args: argparse.Namespace
 ) -> npt.NDArray[Any]:
     """scikit-learn's, on the same features, with C found by cross-validation."""
-    features = PretrainedImageFeatures(image_size=args.size).fit(X)
+    features = PretrainedImageFeatures(image_size=args.size, resize_mode=args.resize_mode).fit(X)
     n_folds = min(3, int(np.bincount(np.unique(y, return_inverse=True)[1]).min()))
     grid = {"C": np.logspace(-4, 2, 7)}
     search = GridSearchCV(LogisticRegression(max_iter=2000), grid, cv=n_folds)
@@ -234,6 +240,7 @@ def main() -> None:
     parser.add_argument("sets", nargs="*", help="NAME=FOLDER, one folder of pictures a class")
     parser.add_argument("--digits", nargs="*", type=int, default=[5, 10, 50])
     parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--resize-mode", default="squash", help="crop gives the table of the docs")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--hand-lr", type=float, default=3e-4)

@@ -186,15 +186,20 @@ VARIANTS: dict[str, Callable[[Labels, Any], npt.NDArray[np.bool_]]] = {
 }
 
 
+def classifier(size: int) -> PretrainedImageClassifier:
+    """Make the frozen default, for pictures that are cropped."""
+    return PretrainedImageClassifier(image_size=size, resize_mode="crop")
+
+
 def scores(given: Split, methods: list[str], size: int, checks: bool) -> dict[str, float]:
     """Accuracy with nothing done, with each method, and with the target's labels."""
     target, labels = given.target
-    clf = PretrainedImageClassifier(image_size=size).fit(*given.source)
+    clf = classifier(size).fit(*given.source)
     found = {"nothing": clf.score(target, labels)}
     for method in methods:
         adapted = clf.adapt(target, *given.source, method=method, check=checks)
         found[method] = adapted.score(target, labels)
-    ceiling = PretrainedImageClassifier(image_size=size).fit(*given.ceiling)
+    ceiling = classifier(size).fit(*given.ceiling)
     return found | {"labels": ceiling.score(target, labels)}
 
 
