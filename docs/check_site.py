@@ -25,7 +25,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 WIDTHS = (1300, 400)  # pixels
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-_SECONDS_A_PAGE = 30
+_SECONDS_A_PAGE = 120  # a busy machine takes its time
 _FLAGS = [
     "--headless=new",
     "--no-sandbox",
