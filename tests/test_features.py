@@ -71,7 +71,8 @@ def maps(network, photographs):
 
 
 def make(network, **params):
-    settings = {"image_size": SIZE, "precision": "float32"}
+    # As torchvision prepares them, which `maps` come from.
+    settings = {"image_size": SIZE, "precision": "float32", "resize_mode": "crop"}
     return PretrainedImageFeatures(network, **(settings | params))
 
 

@@ -109,7 +109,12 @@ def test_what_a_solved_head_does_not_use(name, few_digits, solved):
 
 def table_of_the_guide():
     """Rows of the table of what is used: a parameter, and a mark for each way to train."""
-    lines = GUIDE.read_text().partition("## What a fit doesn't use")[2].splitlines()
+    lines = (
+        GUIDE.read_text()
+        .partition("## What a fit doesn't use")[2]
+        .partition("\n## ")[0]
+        .splitlines()
+    )
     rows = [line.strip("|").split("|") for line in lines if line.startswith("|")]
     heading, _, *rest = [[cell.strip() for cell in row] for row in rows]
     return {
