@@ -67,7 +67,7 @@ class ImageEstimator(BaseEstimator):
         "resize_mode": [StrOptions(set(RESIZE_MODES))],
         "image_shape": [tuple, list, None],
         "pixel_range": [tuple, list, None],
-        "bands": [tuple, list, None],
+        "bands": [tuple, list, StrOptions({"all"}), None],
         "cache": [str, os.PathLike, None],
         "precision": [StrOptions({"auto", *PRECISIONS})],
         "device": [str, torch.device],

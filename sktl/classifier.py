@@ -196,10 +196,12 @@ class PretrainedImageClassifier(
         bits. None decides in `fit`: 0 to 255 for 8 bits, else from 0 to the nearest of 1, 16, 255,
         1023, 4095, 16383 and 65535 that covers the values, or the least and the greatest with a
         warning. Of files of more than 8 bits, at most 32 are looked at, evenly spread over X.
-    bands : (int, int, int) or None, default=None
+    bands : (int, int, int), "all" or None, default=None
         Which channels of arrays, files and PIL images are red, green and blue, counted from 0:
         (3, 2, 1) of Sentinel-2's thirteen, (2, 1, 0) of a BGR picture, (0, 1, 1) of two. The others
-        aren't looked at. None is for grey, RGB and RGBA, which is laid on white.
+        aren't looked at. A tuple of numbers in place of one is the mean of those channels. "all"
+        takes as many as the first picture has: red is the mean of 0, 3, 6, ..., green of 1, 4, 7,
+        ..., blue of 2, 5, 8, .... None is for grey, RGB and RGBA, which is laid on white.
     cache : "memory", path or None, default="memory"
         Where the features of the frozen stages are kept: in this process, in a directory that
         processes share, or nowhere.
@@ -1027,7 +1029,7 @@ class PretrainedImageClassifier(
             :meth:`predict_proba`, images are refused whose range `fit` could not know: floats,
             where it saw 8-bit images only, and uint8, where it saw floats of a range such as 0 to
             16. Floats that are not finite aren't refused. With the parameter `bands`, the three
-            channels are those, in its order.
+            channels are those, or their means, in its order.
 
         Raises
         ------

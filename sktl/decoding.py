@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import os
 from collections.abc import Callable
-from typing import Any, BinaryIO, TypeAlias
+from types import ModuleType
+from typing import Any, BinaryIO, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from sktl.depth import DeepValues, deep_values
+from sktl.depth import DeepValues, deep_values, depth_of
 
 # Makes grey levels of values of more than 8 bits, or says by a ValueError why it can't.
 Scale: TypeAlias = Callable[[npt.NDArray[Any]], npt.NDArray[np.uint8]]
@@ -86,7 +88,7 @@ def _identified(opened: BinaryIO) -> Image.Image:
         if opened.read(4) in _TIFF:
             raise ValueError(
                 "a TIFF file of a kind that Pillow doesn't read, as with more than four bands: "
-                "bands=(red, green, blue) chooses three"
+                "bands=(red, green, blue) chooses three, and bands='all' takes all"
             ) from error
         raise
 
@@ -118,14 +120,64 @@ def decode_bands(file: str | bytes) -> npt.NDArray[Any]:
             return pillow_bands(image)
 
 
-def _tiff_bands(opened: BinaryIO) -> npt.NDArray[Any]:
+def has_deep_bands(file: str | bytes) -> bool:
+    """Whether a header says that `decode_bands` may give more than 8 bits; False for a bad file."""
+    return bool(_of_file(_has_deep_bands, file))
+
+
+def _has_deep_bands(file: str | bytes) -> bool:
+    with _opened(file) as opened:
+        if opened.read(4) not in _TIFF:
+            return depth_of(file).is_deep
+        opened.seek(0)
+        with _tifffile().TiffFile(opened) as tiff:
+            return tiff.series[0].dtype not in (np.uint8, np.bool_)
+
+
+def bounds_of_bands(file: str | bytes, numbers: tuple[int, ...]) -> tuple[float, float] | None:
+    """The least and the greatest value in some bands; None for 8 bits and for a bad file."""
+    return _of_file(_bounds_of_bands, file, numbers)
+
+
+def _bounds_of_bands(file: str | bytes, numbers: tuple[int, ...]) -> tuple[float, float] | None:
+    values = decode_bands(file)[..., sorted(set(numbers))]
+    if values.dtype in (np.uint8, np.bool_):
+        return None
+    return float(values.min()), float(values.max())
+
+
+_Found = TypeVar("_Found")
+
+
+def _of_file(look: Callable[..., _Found], file: str | bytes, *how: Any) -> _Found | None:
+    """Look at a file, once until it changes; None if it is bad, which is told when it is read."""
+    try:
+        if isinstance(file, bytes):
+            return look(file, *how)
+        status = os.stat(file)
+        stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+        return cast("_Found", _of_path(look, file, how, stamp))
+    except Exception:
+        return None
+
+
+@functools.lru_cache(maxsize=2**16)
+def _of_path(look: Callable[..., Any], path: str, how: tuple[Any, ...], stamp: object) -> Any:
+    return look(path, *how)
+
+
+def _tifffile() -> ModuleType:
     try:
         import tifffile
     except ImportError as error:
         raise ImportError(
             "Reading the bands of TIFF files needs tifffile: pip install sktl[tiff]"
         ) from error
-    with tifffile.TiffFile(opened) as tiff:
+    return tifffile
+
+
+def _tiff_bands(opened: BinaryIO) -> npt.NDArray[Any]:
+    with _tifffile().TiffFile(opened) as tiff:
         first = tiff.series[0]
         alike = [s for s in tiff.series if (s.shape, s.dtype) == (first.shape, first.dtype)]
         values, axes = np.stack([series.asarray() for series in alike]), f"?{first.axes}"
@@ -143,6 +195,8 @@ def pillow_bands(image: Image.Image) -> npt.NDArray[Any]:
     image = _upright(image)
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA")
+    elif image.mode == "1":
+        image = image.convert("L")
     pixels = np.array(image)
     return pixels if pixels.ndim == 3 else pixels[:, :, np.newaxis]
 

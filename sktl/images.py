@@ -10,7 +10,7 @@ import math
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -25,9 +25,12 @@ from PIL import Image
 from sklearn.utils import assert_all_finite, check_array
 from torch.utils.data import DataLoader, Dataset
 
+from sktl.bands import BandChoice, Bands, axis_of_bands, checked_bands
 from sktl.decoding import (
+    bounds_of_bands,
     decode_bands,
     decode_file,
+    has_deep_bands,
     is_about_the_image,
     over_white,
     pillow_bands,
@@ -40,7 +43,6 @@ from sktl.messages import shown, shown_path, shown_several
 
 Kind: TypeAlias = Literal["rows", "arrays", "images", "paths"]
 Range: TypeAlias = tuple[float, float]
-Bands: TypeAlias = tuple[int, int, int]
 Array: TypeAlias = npt.NDArray[Any]
 
 EIGHT_BIT: Range = (0.0, 255.0)
@@ -256,42 +258,8 @@ def _channel_axis(shape: tuple[int, ...], name: str) -> int | None:
         f"{name} has no axis of 1, 3 or 4 channels. An image is (h, w), (h, w, c) or "
         f"(c, h, w), an array of n images (n, h, w), (n, h, w, c) or (n, c, h, w), "
         f"with c of 1, 3 or 4. Of pictures with other channels, bands=(red, green, blue) chooses "
-        "three by their numbers, counted from 0."
+        "three by their numbers, counted from 0, and bands='all' takes the means of all in turn."
     )
-
-
-def _band_axis(shape: tuple[int, ...], bands: Bands, name: str) -> int:
-    """Find the bands of one image: the odd axis of a square one, else the shorter end."""
-    if len(shape) != 3:
-        raise ValueError(
-            f"{name} has no bands, of which bands={bands} could choose. An image is (h, w, c) or "
-            "(c, h, w), an array of n images (n, h, w, c) or (n, c, h, w)."
-        )
-    first, middle, last = shape
-    axis = 0 if first != middle and (middle == last or first < last) else -1
-    if shape[axis] <= max(bands):
-        raise ValueError(_too_few_bands(f"{name} has", shape[axis], bands))
-    return axis
-
-
-def _too_few_bands(subject: str, n: int, bands: Bands) -> str:
-    return (
-        f"{subject} {n} {'band' if n == 1 else 'bands'}, which are numbered from 0, but "
-        f"bands={bands} asks for number {max(bands)}"
-    )
-
-
-def _take_bands(block: Array, bands: Bands | None) -> Array:
-    """Choose the bands of images of one shape, (b, h, w, c) or (b, c, h, w)."""
-    if bands is None:
-        return block
-    axis = _band_axis(block.shape[1:], bands, "X")
-    return np.stack(_views_of_bands(block, axis, bands), axis=-1)
-
-
-def _views_of_bands(block: Array, axis: int, bands: Sequence[int]) -> list[Array]:
-    last = np.moveaxis(block, 1 if axis == 0 else -1, -1)
-    return [last[..., band] for band in bands]
 
 
 # Checking X --------------------------------------------------------------------------
@@ -300,18 +268,18 @@ File: TypeAlias = str | bytes  # a path, or what the file holds
 Samples: TypeAlias = "Array | list[Array | Image.Image] | list[File]"
 
 
-def _checked_samples(X: Any, kind: Kind, bands: Bands | None) -> Samples:
+def _checked_samples(X: Any, kind: Kind, choice: BandChoice | None) -> Samples:
     """Check X and bring it to the plainest type for its kind, copying nothing large."""
     if kind == "rows":
         return np.asarray(check_array(X, input_name="X"))
     if kind == "arrays":
-        return _checked_array(X, "X", "samples", bands)
+        return _checked_array(X, "X", "samples", choice)
     elements = _elements(X) or []
     if not elements:
         raise ValueError(_empty_message((0,)))
     if kind == "paths":
         return [_checked_file(element) for element in elements]
-    return [_checked_image(image, f"X[{i}]", bands) for i, image in enumerate(elements)]
+    return [_checked_image(image, f"X[{i}]", choice) for i, image in enumerate(elements)]
 
 
 def _checked_file(element: Any) -> File:
@@ -324,16 +292,16 @@ def _empty_message(shape: tuple[int, ...]) -> str:
     return f"Found array with 0 sample(s) (shape={shape}) while a minimum of 1 is required."
 
 
-def _checked_image(image: Any, name: str, bands: Bands | None) -> Array | Image.Image:
+def _checked_image(image: Any, name: str, choice: BandChoice | None) -> Array | Image.Image:
     if not isinstance(image, Image.Image):
-        return _checked_array(image, name, "pixels", bands)
+        return _checked_array(image, name, "pixels", choice)
     if 0 in image.size:
         raise ValueError(f"{name} has no pixels: its size is {image.size}.")
     return image
 
 
 def _checked_array(
-    X: Any, name: str, first_axis: Literal["samples", "pixels"], bands: Bands | None
+    X: Any, name: str, first_axis: Literal["samples", "pixels"], choice: BandChoice | None
 ) -> Array:
     array = _to_numpy(X)
     image_shape, whole = array.shape, f"{name} of shape {array.shape}"
@@ -343,10 +311,10 @@ def _checked_array(
         name, image_shape = "X[0]", array.shape[1:]
     if 0 in image_shape:
         raise ValueError(f"{name} has no pixels: its shape is {image_shape}.")
-    if bands is None:
+    if choice is None:
         _channel_axis(image_shape, whole)
     else:
-        _band_axis(image_shape, bands, whole)
+        choice.axis(image_shape, whole)
     if array.dtype.kind == "c":
         raise ValueError("Complex data not supported")
     if array.dtype.kind not in "buif":
@@ -388,8 +356,11 @@ class ImageFormat:
     in_colour : bool, default=False
         Whether fit saw files or pictures with colours, so that an array (h, w, 3) is most likely
         one of them, and not h grey pictures.
-    bands : tuple of int or None, default=None
-        Numbers of the channels that are red, green and blue; None where there are no others.
+    bands : tuple or None, default=None
+        Numbers of the channels that are red, green and blue, or tuples of those of which the mean
+        is; None where there are no others.
+    n_bands : int or None, default=None
+        How many bands pictures must have, where the parameter `bands` is "all".
     """
 
     kind: Kind
@@ -398,6 +369,12 @@ class ImageFormat:
     learned_from: Literal["given", "8-bit", "values"]
     in_colour: bool = False
     bands: Bands | None = None
+    n_bands: int | None = None
+
+    @property
+    def choice(self) -> BandChoice | None:
+        """What becomes of bands."""
+        return None if self.bands is None else BandChoice(self.bands, self.n_bands)
 
     def range_of(self, dtype: np.dtype[Any]) -> Range:
         """Give the range of an array of this dtype; ValueError if fit could not know it."""
@@ -455,7 +432,7 @@ def learn_format(
     *,
     image_shape: Sequence[int] | None = None,
     pixel_range: Sequence[float] | None = None,
-    bands: Sequence[int] | None = None,
+    bands: Sequence[int | Sequence[int]] | Literal["all"] | None = None,
     rows: npt.ArrayLike | None = None,
 ) -> ImageFormat:
     """Decide how X and what comes after it are to be read.
@@ -469,8 +446,9 @@ def learn_format(
     pixel_range : (low, high), default=None
         The values that become 0 and 255. Counts for all arrays, and for files and PIL images of
         more than 8 bits.
-    bands : (red, green, blue), default=None
-        Numbers of the channels to take, where arrays and files have others.
+    bands : (red, green, blue) or "all", default=None
+        Numbers of the channels to take, where arrays and files have others; a tuple of numbers is
+        their mean. "all" takes those of the first picture in turn.
     rows : array-like of bool of shape (n_samples,), default=None
         The samples to look at when deciding the range.
 
@@ -478,54 +456,52 @@ def learn_format(
     -------
     fmt : ImageFormat
     """
-    chosen = None if bands is None else _checked_bands(bands)
-    given_shape = None if image_shape is None else _checked_image_shape(image_shape, chosen)
+    given_bands = None if bands is None else checked_bands(bands)
+    given_shape = None if image_shape is None else _checked_image_shape(image_shape, given_bands)
     given_range = None if pixel_range is None else _checked_range(pixel_range)
     kind = kind_of(X)
-    samples = _checked_samples(X, kind, chosen)
+    choice = None
+    if given_bands is not None:
+        choice = BandChoice((0, 0, 0) if given_bands == "all" else given_bands)
+    samples = _checked_samples(X, kind, choice)
     if kind == "rows":
         assert isinstance(samples, np.ndarray)
         given_shape = _row_shape(samples, given_shape)
-        if chosen is not None:
-            _band_axis(given_shape, chosen, f"image_shape={given_shape}")
-    in_colour = _in_colour(samples, given_shape, chosen)
+        if choice is not None:
+            choice.axis(given_shape, f"image_shape={given_shape}")
+            samples = samples.reshape(len(samples), *given_shape)
+    if given_bands == "all":
+        choice = BandChoice.of_all(_number_of_bands(samples))
+        if kind == "images":
+            _checked_samples(samples, kind, choice)
+    in_colour = choice is not None or _in_colour(samples, given_shape)
+    learned: tuple[Range, Literal["given", "8-bit", "values"]]
     if given_range is not None:
-        return ImageFormat(kind, given_shape, given_range, "given", in_colour, chosen)
-    if chosen is not None and kind == "rows":
-        samples = samples.reshape(len(samples), *(given_shape or ()))  # type: ignore[union-attr]
-    counted = _counted(samples, rows)
-    if chosen is not None:
-        counted = _of_bands(_arrays_in(counted), kind, chosen)  # type: ignore[assignment]
-    return ImageFormat(kind, given_shape, *_learn_range(counted), in_colour, chosen)
+        learned = (given_range, "given")
+    else:
+        learned = _learn_range(_counted(samples, rows), choice)
+    how = (None, None) if choice is None else (choice.bands, choice.n)
+    return ImageFormat(kind, given_shape, *learned, in_colour, *how)
 
 
-def _of_bands(arrays: list[Array], kind: Kind, bands: Bands | None) -> list[Array]:
-    """View the chosen bands alone: what the others hold says nothing of the range."""
-    if bands is None:
-        return arrays
-    blocks = [array[np.newaxis] if kind == "images" else array for array in arrays]
-    axes = [_band_axis(block.shape[1:], bands, "X") for block in blocks]
-    return [
-        view
-        for block, axis in zip(blocks, axes, strict=True)
-        for view in _views_of_bands(block, axis, sorted(set(bands)))
-    ]
+def _number_of_bands(samples: Samples) -> int:
+    """How many bands the first picture has that can be read; 1 if none can."""
+    if isinstance(samples, np.ndarray):
+        return int(samples.shape[1:][axis_of_bands(samples.shape[1:])])
+    for sample in samples:
+        if isinstance(sample, np.ndarray):
+            return int(sample.shape[axis_of_bands(sample.shape)])  # type: ignore[arg-type]
+        try:
+            is_picture = isinstance(sample, Image.Image)
+            bands = pillow_bands(sample) if is_picture else decode_bands(sample)  # type: ignore[arg-type]
+            return int(bands.shape[-1])
+        except Exception as error:
+            if not is_about_the_image(error):
+                raise
+    return 1  # each is named when it is read
 
 
-def _checked_bands(bands: Any) -> Bands:
-    valid = isinstance(bands, Sequence | np.ndarray) and len(bands) == 3
-    if valid and all(_is_integer(band) and band >= 0 for band in bands):
-        red, green, blue = map(int, bands)
-        return red, green, blue
-    raise ValueError(
-        "bands must be three numbers of channels, those of red, green and blue, counted from 0, "
-        f"such as (3, 2, 1); got {shown(bands)}."
-    )
-
-
-def _in_colour(samples: Samples, row_shape: tuple[int, ...] | None, bands: Bands | None) -> bool:
-    if bands is not None:
-        return True
+def _in_colour(samples: Samples, row_shape: tuple[int, ...] | None) -> bool:
     if isinstance(samples, np.ndarray):
         shapes = [samples.shape[1:] if samples.ndim > 2 else row_shape or ()]
     elif any(isinstance(sample, str | bytes) for sample in samples):
@@ -537,7 +513,7 @@ def _in_colour(samples: Samples, row_shape: tuple[int, ...] | None, bands: Bands
     return any(len(shape) == 3 and shape[_channel_axis(shape, "X") or 0] > 1 for shape in shapes)
 
 
-def _checked_image_shape(image_shape: Any, bands: Bands | None) -> tuple[int, ...]:
+def _checked_image_shape(image_shape: Any, bands: Bands | str | None) -> tuple[int, ...]:
     valid = isinstance(image_shape, Sequence | np.ndarray) and len(image_shape) in (2, 3)
     if not valid or not all(_is_integer(n) and int(n) > 0 for n in image_shape):
         raise ValueError(
@@ -623,8 +599,10 @@ def _counted(samples: Samples, rows: npt.ArrayLike | None) -> Samples:
     return [sample for sample, counts in zip(samples, mask, strict=True) if counts]  # type: ignore[return-value]
 
 
-def _learn_range(samples: Samples) -> tuple[Range, Literal["8-bit", "values"]]:
-    arrays = _arrays_in(samples)
+def _learn_range(
+    samples: Samples, choice: BandChoice | None
+) -> tuple[Range, Literal["8-bit", "values"]]:
+    arrays = _arrays_in(samples, choice)
     pictures = [] if isinstance(samples, np.ndarray) else _of_type(samples, Image.Image)
     files = [] if isinstance(samples, np.ndarray) else _of_type(samples, str | bytes)
     bounds = [
@@ -632,7 +610,11 @@ def _learn_range(samples: Samples) -> tuple[Range, Literal["8-bit", "values"]]:
         for array in arrays
         if array.dtype not in (np.uint8, np.bool_)
     ]
-    found = [*map(_bounds_of_picture, pictures), *_bounds_of_files(files)]
+    if choice is None:
+        found = [*map(_bounds_of_picture, pictures), *_bounds_of_files(files)]
+    else:
+        found = [_bounds_of_bands(picture, choice) for picture in pictures]
+        found += _bounds_of_band_files(files, choice)
     bounds += [pair for pair in found if pair is not None]
     if not bounds:
         if any(array.dtype == np.bool_ for array in arrays):
@@ -642,8 +624,14 @@ def _learn_range(samples: Samples) -> tuple[Range, Literal["8-bit", "values"]]:
     return _range_within(min(low for low, _ in bounds), max(high for _, high in bounds)), "values"
 
 
-def _arrays_in(samples: Samples) -> list[Array]:
-    return [samples] if isinstance(samples, np.ndarray) else _of_type(samples, np.ndarray)
+def _arrays_in(samples: Samples, choice: BandChoice | None) -> list[Array]:
+    """List the arrays; of bands those that are chosen: the others don't tell of the range."""
+    is_one = isinstance(samples, np.ndarray)
+    arrays: list[Array] = [samples] if is_one else _of_type(samples, np.ndarray)  # type: ignore[list-item]
+    if choice is None:
+        return arrays
+    blocks = arrays if is_one else [array[np.newaxis] for array in arrays]
+    return [view for block in blocks for view in choice.views(block)]
 
 
 def _of_type(samples: Any, kind: Any) -> list[Any]:
@@ -659,11 +647,28 @@ def _bounds_of_picture(image: Image.Image) -> Range | None:
 
 def _bounds_of_files(files: list[File]) -> list[Range | None]:
     """The least and greatest values of some files of more than 8 bits, evenly spread over X."""
-    depths = [(file, depth_of(file)) for file in files]
-    _warn_of_pages([file for file, depth in depths if depth.has_pages and isinstance(file, str)])
-    deep = [file for file, depth in depths if depth.is_deep]
+    _warn_of_pages([file for file in files if isinstance(file, str) and depth_of(file).has_pages])
+    return [bounds_of(file) for file in _some(files, lambda file: depth_of(file).is_deep)]
+
+
+def _bounds_of_bands(image: Image.Image, choice: BandChoice) -> Range | None:
+    try:
+        taken = choice.take_of_one(pillow_bands(image))
+    except Exception:  # whatever a decoder raises; it is named when the picture is read
+        return None
+    return None if taken.dtype == np.uint8 else (float(taken.min()), float(taken.max()))
+
+
+def _bounds_of_band_files(files: list[File], choice: BandChoice) -> list[Range | None]:
+    """As `_bounds_of_files`, of the chosen bands."""
+    return [bounds_of_bands(file, choice.numbers) for file in _some(files, has_deep_bands)]
+
+
+def _some(files: list[File], is_deep: Callable[[File], bool]) -> list[File]:
+    """Choose some of the files of more than 8 bits, evenly spread over X."""
+    deep = [file for file in files if is_deep(file)]
     n = min(_SAMPLED, len(deep))
-    return [bounds_of(deep[i * len(deep) // n]) for i in range(n)]
+    return [deep[i * len(deep) // n] for i in range(n)]
 
 
 def _warn_of_pages(files: list[str]) -> None:
@@ -866,13 +871,13 @@ def open_images(X: Any, fmt: ImageFormat) -> Images:
     kind = kind_of(X)
     if kind == "arrays" and fmt.in_colour:
         _refuse_one_picture(_shape_of(X))
-    samples = _checked_samples(X, kind, fmt.bands)
+    samples = _checked_samples(X, kind, fmt.choice)
     if isinstance(samples, np.ndarray):
         if kind == "rows":
             samples = samples.reshape(len(samples), *_known_row_shape(samples, fmt))
-        return _ArrayImages(samples, fmt.range_of(samples.dtype), fmt.bands)
-    if kind == "paths" and fmt.bands is not None:
-        return _BandFiles(samples, fmt, fmt.bands)  # type: ignore[arg-type]
+        return _ArrayImages(samples, fmt.range_of(samples.dtype), fmt.choice)
+    if kind == "paths" and fmt.choice is not None:
+        return _BandFiles(samples, fmt, fmt.choice)  # type: ignore[arg-type]
     if kind == "paths":
         return _FileImages(samples, fmt)  # type: ignore[arg-type]
     return _ListImages(samples, fmt)  # type: ignore[arg-type]
@@ -919,24 +924,29 @@ def _known_row_shape(X: Array, fmt: ImageFormat) -> tuple[int, ...]:
 class _ArrayImages(Images):
     """Images of one shape in one array, never copied as a whole."""
 
-    def __init__(self, array: Array, pixel_range: Range, bands: Bands | None) -> None:
+    def __init__(self, array: Array, pixel_range: Range, choice: BandChoice | None) -> None:
         self._array = array
         self._range = pixel_range
-        self._bands = bands
+        self._choice = choice
 
     def __len__(self) -> int:
         return len(self._array)
 
     def digest(self, i: int) -> bytes:
-        return _digest(_take_bands(self._array[i : i + 1], self._bands)[0], self._range)
+        image = self._array[i : i + 1]
+        taken = image if self._choice is None else self._choice.take(image)
+        return _digest(taken[0], self._range, self._choice)
 
     def batch(self, indices: Sequence[int], size: int | None = None) -> torch.Tensor:
         block = self._array[np.asarray(indices, dtype=np.intp)]
-        return _to_rgb(_take_bands(block, self._bands), self._range)
+        taken = block if self._choice is None else self._choice.take(block)
+        return _to_rgb(taken, self._range, self._choice)
 
 
 class _Listing(Images):
     """Images that are read one by one, any of which may turn out to be bad."""
+
+    _n_channels = 3
 
     @abstractmethod
     def _read(self, i: int, size: int | None) -> Array:
@@ -948,7 +958,7 @@ class _Listing(Images):
                 return self._read(i, size)
             except Exception as error:
                 self._note_error(i, error)
-        return np.zeros((1, 1, 3), dtype=np.uint8)
+        return np.zeros((1, 1, self._n_channels), dtype=np.uint8)
 
     def _note_error(self, i: int, error: Exception) -> None:
         """Note an error that the image is to blame for; any other is raised again."""
@@ -965,36 +975,43 @@ class _ListImages(_Listing):
 
     def __init__(self, images: list[Array | Image.Image], fmt: ImageFormat) -> None:
         self._images = images
-        self._scale = fmt.scale
+        self._format = fmt
+        self._choice = fmt.choice
         self._ranges = [
             fmt.range_of(image.dtype) if isinstance(image, np.ndarray) else EIGHT_BIT
             for image in images
         ]
-        self._bands = fmt.bands
+        if self._choice is not None:
+            self._n_channels = len(self._choice.numbers)
 
     def __len__(self) -> int:
         return len(self._images)
 
     def digest(self, i: int) -> bytes:
         pixels = self._pixels(i)
-        return _digest_of_none(i) if i in self.noted else _digest(pixels, self._ranges[i])
+        if i in self.noted:
+            return _digest_of_none(i)
+        return _digest(pixels, self._ranges[i], self._choice)
 
     def batch(
         self, indices: Sequence[int], size: int | None = None
     ) -> torch.Tensor | list[torch.Tensor]:
         # np.array copies: torch must never share memory with X.
         return _stack(
-            [_to_rgb(np.array(self._pixels(i))[np.newaxis], self._ranges[i])[0] for i in indices]
+            [
+                _to_rgb(np.array(self._pixels(i))[np.newaxis], self._ranges[i], self._choice)[0]
+                for i in indices
+            ]
         )
 
     def _read(self, i: int, size: int | None) -> Array:
         image = self._images[i]
-        if self._bands is None:
-            return image if isinstance(image, np.ndarray) else pillow_to_rgb(image, self._scale)
-        if not isinstance(image, np.ndarray):
-            return _bands_of_picture(pillow_bands(image), self._bands)
-        picked: Array = _take_bands(image[np.newaxis], self._bands)[0]
-        return picked
+        if isinstance(image, np.ndarray):
+            return image if self._choice is None else self._choice.take(image[np.newaxis])[0]
+        if self._choice is None:
+            return pillow_to_rgb(image, self._format.scale)
+        taken = self._choice.take_of_one(pillow_bands(image))
+        return taken if taken.dtype == np.uint8 else self._format.scale(taken)
 
 
 class _FileImages(_Listing):
@@ -1051,38 +1068,25 @@ class _FileImages(_Listing):
 
 
 class _BandFiles(_FileImages):
-    """Files with several bands, of which three are chosen."""
+    """Files with several bands, of which red, green and blue are made."""
 
-    def __init__(self, files: list[File], fmt: ImageFormat, bands: Bands) -> None:
+    def __init__(self, files: list[File], fmt: ImageFormat, choice: BandChoice) -> None:
         super().__init__(files, fmt)
-        self._bands = bands
+        self._choice = choice
 
     def digest(self, i: int) -> bytes:
         """See :meth:`Images.digest`; the same file with other bands is another image."""
-        how = f" {self._bands} {self._format.pixel_range} {self._format.learned_from}"
+        fmt = self._format
+        how = f" {fmt.bands} {fmt.pixel_range} {fmt.learned_from}"
+        if fmt.n_bands is not None:  # what has others isn't read, whoever has read it before
+            how += f" of {fmt.n_bands}"
         return xxhash.xxh3_128_digest(super().digest(i) + how.encode())
 
     def _read(self, i: int, size: int | None) -> Array:
-        pixels = _bands_of_picture(decode_bands(self._files[i]), self._bands)
-        scaled: Array = scale_to_uint8(pixels, self._range_of(pixels))
-        return scaled
-
-    def _range_of(self, pixels: Array) -> Range:
-        if self._format.learned_from == "given" or pixels.dtype in (np.uint8, np.bool_):
-            return self._format.range_of(pixels.dtype)
-        if pixels.dtype == np.uint16:
-            return (0.0, 65535.0)
-        raise ValueError(
-            f"its pixels are of {pixels.dtype}, of no known range; set pixel_range=(black, white)"
-        )
-
-
-def _bands_of_picture(pixels: Array, bands: Bands) -> Array:
-    """Choose the bands of one picture (h, w, n)."""
-    n = pixels.shape[-1]
-    if n <= max(bands):
-        raise ValueError(_too_few_bands("it has", n, bands))
-    return np.stack([pixels[..., band] for band in bands], axis=-1)
+        taken = self._choice.take_of_one(decode_bands(self._files[i]))
+        if taken.dtype in (np.uint8, np.bool_):
+            return self._choice.mix(scale_to_uint8(taken, self._format.range_of(taken.dtype)))
+        return self._choice.mix(self._format.scale(taken))
 
 
 def _digest_of_none(i: int) -> bytes:
@@ -1090,16 +1094,20 @@ def _digest_of_none(i: int) -> bytes:
     return xxhash.xxh3_128_digest(f"unreadable {i}".encode())
 
 
-def _digest(image: Array, pixel_range: Range) -> bytes:
+def _digest(image: Array, pixel_range: Range, choice: BandChoice | None) -> bytes:
     head = f"{image.dtype.str} {image.shape} {pixel_range}"
+    if choice is not None:
+        head += choice.meaning
     hasher = xxhash.xxh3_128(head.encode())
     hasher.update(np.ascontiguousarray(image).data)
     return hasher.digest()
 
 
-def _to_rgb(block: Array, pixel_range: Range) -> torch.Tensor:
+def _to_rgb(block: Array, pixel_range: Range, choice: BandChoice | None) -> torch.Tensor:
     """Bring images of one shape, in a block that is ours, to (b, 3, h, w)."""
     pixels = scale_to_uint8(block, pixel_range)
+    if choice is not None:
+        return torch.from_numpy(choice.mix(pixels)).permute(0, 3, 1, 2)
     axis = _channel_axis(block.shape[1:], "X")
     if axis is not None and block.shape[1:][axis] == 4:
         pixels = over_white(np.moveaxis(pixels, 1, -1) if axis == 0 else pixels)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .adaptation import METHODS
 from .backbones import Backbone, list_backbones
+from .bands import Band, BandChoice
 from .compat import OUTPUT_CONFIG
 from .expectations import (
     Reader,
@@ -221,7 +222,17 @@ def _adaptation(value: Any, where: str) -> Bunch:
     return Bunch(**found | {"proportions": np.array(found["proportions"], dtype=np.float64)})
 
 
-_bands = tuple_of(integer(0, 2**15), 3)
+_number_of_band = integer(0, 2**15)
+_several_bands = tuple_of(_number_of_band)
+
+
+def _band(value: Any, where: str) -> Band:
+    """A number, or several of which the mean is taken."""
+    found: Band = (_several_bands if isinstance(value, list) else _number_of_band)(value, where)
+    return found
+
+
+_bands = tuple_of(_band, 3)
 
 
 def images(value: Any, where: str) -> dict[str, Any]:
@@ -233,13 +244,16 @@ def images(value: Any, where: str) -> dict[str, Any]:
             "pixel_range": tuple_of(number(), 2),
             "learned_from": one_of("given", "8-bit", "values"),
         },
-        {"in_colour": flag, "bands": optional(_bands)},
+        {"in_colour": flag, "bands": optional(_bands), "n_bands": optional(integer(1, 2**15))},
     )(value, where)
     shape, (low, high) = found["image_shape"], found["pixel_range"]
     found.setdefault("in_colour", found["kind"] == "paths")  # older files lack it
-    bands = found.get("bands")
-    if bands is not None and shape and (len(shape) != 3 or max(bands) >= max(shape)):
+    bands, n_bands = found.get("bands"), found.get("n_bands")
+    largest = None if bands is None else max(BandChoice(bands).numbers)
+    if largest is not None and shape and (len(shape) != 3 or largest >= max(shape)):
         refuse(str(shape), f"{where}.image_shape", f"an image with the bands {bands}")
+    if n_bands is not None and (largest is None or largest >= n_bands):
+        refuse(n_bands, f"{where}.n_bands", f"null, or more than the bands {bands} ask for")
     if bands is None and shape and len(shape) == 3 and not {shape[0], shape[2]} & set(CHANNELS):
         refuse(str(shape), f"{where}.image_shape", f"an image of {CHANNELS} channels")
     if not low < high or not math.isfinite(high - low):
@@ -335,7 +349,7 @@ _parameters = {
     "image_shape": optional(tuple_of(integer(1, 2**20), 2, 3)),
     "image_size": optional(_size(2**31)),
     "pixel_range": optional(tuple_of(number(), 2)),
-    "bands": optional(_bands),
+    "bands": optional(either(one_of("all"), _bands)),
     "cache": one_of("memory", None),
     "device": _device,
     "n_jobs": optional(integer(-1024, 1024)),

@@ -105,9 +105,11 @@ def test_two_channels(rgb):
 
 
 @pytest.mark.parametrize("n", [2, 5, 10, 13])
-def test_without_bands_the_error_names_the_parameter(n):
+def test_without_bands_the_error_names_both_ways(n):
     for X in (np.zeros((2, 20, 24, n)), [np.zeros((20, 24, n))] * 2, np.zeros((2, n, 20, 24))):
-        with pytest.raises(ValueError, match=r"1, 3 or 4 channels.*bands=\(red, green, blue\)"):
+        with pytest.raises(
+            ValueError, match=r"1, 3 or 4 channels.*bands=\(red, green, blue\).*bands='all'"
+        ):
             learn_format(X)
 
 
@@ -191,8 +193,7 @@ def test_sixteen_bits_and_floats_in_tiff_files(thirteen):
         X = [KINDS["pixels"](values)]
         assert torch.equal(opened(X, pixel_range=(0, white)).batch([0]), eight)
     X = [KINDS["pixels"](thirteen[0].astype(np.float32))]
-    with pytest.raises(UnreadableImagesError, match=r"float32.*set pixel_range=\(black, white\)"):
-        opened(X).batch([0])
+    assert torch.equal(opened(X).batch([0]), eight)
     X = [KINDS["pixels"](np.full((8, 8, 5), np.nan, np.float32))]
     with pytest.raises(UnreadableImagesError, match="NaN or infinite"):
         opened(X, pixel_range=(0, 1)).batch([0])
@@ -235,6 +236,78 @@ def test_without_tifffile_the_error_is_of_the_installation(thirteen, monkeypatch
     images = opened([KINDS["pixels"](thirteen[0])])
     with images.noting(), pytest.raises(ImportError, match=r"pip install sktl\[tiff\]"):
         images.batch([0])
+
+
+def test_the_range_of_files_is_learned_from_the_chosen_bands(thirteen, tmp_path):
+    deep = thirteen * np.uint16(16)  # of 12 bits
+    deep[..., 1:4] += thirteen[..., 1:4] >> 4  # 0 to 4095
+    deep[..., 5] = 60000
+    eight = opened([KINDS["pixels"](image) for image in thirteen])
+    files = [tmp_path / f"{i}.tif" for i in range(12)]
+    for file, image in zip(files, deep, strict=True):
+        file.write_bytes(KINDS["planes"](image))
+    for X in (files, [file.read_bytes() for file in files]):
+        fmt = learn_format(X, bands=BANDS)
+        assert fmt.pixel_range == (0, 4095)
+        found = all_of(open_images(X, fmt)).int()
+        assert (found - all_of(eight).int()).abs().max() <= 1
+    with pytest.raises(UnreadableImagesError, match="pictures of 8 bits only"):
+        open_images(files, learn_format(thirteen, bands=BANDS)).batch([0])
+
+
+# All bands ---------------------------------------------------------------------------
+
+
+def test_all_bands_are_what_repeated_weights_make_of_them():
+    X = 4 * np.random.RandomState(0).randint(64, size=(2, 12, 20, 24)).astype(np.uint8)
+    torch.manual_seed(0)
+    three, twelve = torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(12, 8, 3)
+    twelve.weight.data = three.weight.data.repeat(1, 4, 1, 1) * 3 / 12
+    twelve.bias = three.bias
+    mean, std = torch.rand(2, 3, 1, 1)
+    expected = twelve((torch.from_numpy(X) / 255 - mean.repeat(4, 1, 1)) / std.repeat(4, 1, 1))
+    found = three((all_of(opened(X, bands="all")) / 255 - mean) / std)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 13])
+def test_all_bands_of_any_kind_of_picture(thirteen, tmp_path, n):
+    arrays = np.ascontiguousarray(thirteen[:2, ..., :n])
+    groups = [arrays[..., c::3] if c < n else arrays for c in range(3)]
+    expected = np.stack([np.floor(g.mean(axis=-1) + 0.5) for g in groups], axis=1)
+    contents = [KINDS["one series"](image) for image in arrays]
+    for X, how in (
+        (arrays, {}),
+        (list(arrays), {}),
+        (contents, {}),
+        (arrays.reshape(2, -1), {"image_shape": (40, 48, n)}),
+    ):
+        images = opened(X, bands="all", **how)
+        np.testing.assert_array_equal(all_of(images).numpy(), expected)
+    for other in (thirteen[:2, ..., :7], [KINDS["planes"](thirteen[0, ..., :7])]):
+        with pytest.raises(ValueError, match="has 7 bands, but with bands='all'"):
+            open_images(other, learn_format(arrays, bands="all")).batch([0])
+    if n == 3:
+        pictures = [Image.fromarray(image) for image in arrays]
+        assert torch.equal(all_of(opened(pictures, bands="all")), all_of(images))
+
+
+def test_digests_tell_means_apart(thirteen):
+    ways = [((0, 1), 2, 3), (0, (1, 2), 3), (0, 1, (2, 3))]
+    for X in (thirteen, list(thirteen), [KINDS["pixels"](thirteen[0])]):
+        assert len({opened(X, bands=bands).digest(0) for bands in ways}) == 3
+
+
+@pytest.mark.parametrize("bands", ["all", ((0, 3), [1, 4], 2)])
+def test_a_classifier_of_means(thirteen, photographs, tmp_path, bands):
+    clf = PretrainedImageClassifier(image_size=32, bands=bands).fit(thirteen, photographs[1])
+    expected = clf.predict_proba(thirteen)
+    clf.save(tmp_path / "clf.sktl")
+    joblib.dump(clf, tmp_path / "clf.joblib")
+    for loaded in (sktl.load(tmp_path / "clf.sktl"), joblib.load(tmp_path / "clf.joblib")):
+        np.testing.assert_allclose(loaded.predict_proba(thirteen), expected, rtol=1e-5)
+        with pytest.raises(ValueError, match="has 3 bands"):
+            loaded.predict(thirteen[..., :3])
 
 
 # Estimators --------------------------------------------------------------------------
