@@ -15,6 +15,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from .images import Images, stack_channels_last
+from .messages import shown
 
 # Height and width in pixels; one number where they are the same.
 Size: TypeAlias = int | tuple[int, int]
@@ -334,7 +335,7 @@ def checked_size(image_size: Any) -> Size | None:
         return as_size(tuple(sides))
     raise ValueError(
         "image_size must be a number of pixels or (height, width), each at least 2; "
-        f"got {image_size!r}."
+        f"got {shown(image_size)}."
     )
 
 
