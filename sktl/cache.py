@@ -351,7 +351,10 @@ class _TemporaryCache(DirectoryCache):
     """A directory that goes with the process."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="sktl-features-")
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="sktl-features-",
+            ignore_cleanup_errors=True,  # Windows keeps files that a thread has open
+        )
         super().__init__(self._folder.name)
 
 

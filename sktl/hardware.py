@@ -15,6 +15,10 @@ from .messages import shown
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
+# How torch says it where its error has no class of its own: on Linux and macOS, on Windows, and
+# on Apple's GPU.
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory:", "MPS backend out of memory")
+
 
 def choose_device(device: str | torch.device) -> torch.device:
     """Find the device to train and predict on.
@@ -127,7 +131,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory, of this machine or of its GPU, was too small."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch's own
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    return any(words in said for words in _OUT_OF_MEMORY)
 
 
 def _container_limits() -> list[int]:

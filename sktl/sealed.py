@@ -12,6 +12,8 @@ import os
 import re
 import secrets
 import stat
+import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO
@@ -33,6 +35,7 @@ Path = str | os.PathLike[str]
 _START = b'{"__metadata__":{"checksum":"sha256:'
 _CHECKSUM = slice(8 + len(_START), 8 + len(_START) + 64)
 _HEADER_LIMIT = 16 * 2**20
+_PATIENCE = 2.0  # seconds that another program may take to read a file
 _DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -156,14 +159,27 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        with suppress(FileNotFoundError):
-            os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
-        os.replace(temporary, target)
+        if sys.platform != "win32":  # where it would only forbid to replace the file
+            with suppress(FileNotFoundError):
+                os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
+        _replace(temporary, target)
     except BaseException:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # the first error is what matters
             os.unlink(temporary)
         raise
     _sync_folder(folder)
+
+
+def _replace(temporary: str, target: str) -> None:
+    """Rename a file; on Windows, wait a little for whoever reads the one it replaces."""
+    deadline = time.monotonic() + _PATIENCE
+    while sys.platform == "win32" and time.monotonic() < deadline:
+        try:
+            os.replace(temporary, target)
+            return
+        except PermissionError:
+            time.sleep(0.05)
+    os.replace(temporary, target)
 
 
 def _remove_abandoned(folder: str, beginning: str) -> None:

@@ -93,7 +93,7 @@ def run_python(tmp_path):
     """Function that runs code in a Python of its own, and gives what it prints."""
 
     def run(code, **environment):
-        file = tmp_path / "code.py"
+        file = tmp_path / "program.py"  # another name than any module has
         file.write_text(code)
         done = subprocess.run(
             [sys.executable, file], env=os.environ | environment, capture_output=True, text=True

@@ -19,6 +19,8 @@ import torch
 from sktl import PretrainedImageClassifier
 from sktl.cache import DirectoryCache, MemoryCache, empty_rows, open_cache
 
+pytestmark = pytest.mark.core
+
 
 def keys_of(*names):
     return [name.encode() * 8 for name in names]

@@ -12,6 +12,8 @@ from PIL import Image
 from sktl import UnreadableImagesError
 from sktl.images import learn_format, open_images
 
+pytestmark = pytest.mark.core
+
 ROW = np.linspace(0, 1, 48)
 RAMP = np.stack([ROW, ROW**2, ROW[::-1]] * 12).reshape(36, 48)
 

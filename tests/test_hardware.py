@@ -17,6 +17,8 @@ from sktl.hardware import (
     restore_precision,
 )
 
+pytestmark = pytest.mark.core
+
 CPU = torch.device("cpu")
 # Never has bfloat16 units by sktl's reckoning, whatever the machine.
 APPLE = torch.device("mps")

@@ -21,6 +21,8 @@ from sktl.images import (
     open_images,
 )
 
+pytestmark = pytest.mark.core
+
 
 @pytest.fixture(scope="module")
 def photos():

@@ -6,6 +6,8 @@ from torch import nn
 
 from sktl.inference import FrozenModule
 
+pytestmark = pytest.mark.core
+
 CPU = torch.device("cpu")
 
 

@@ -13,6 +13,8 @@ from torchvision.datasets import ImageFolder
 
 from sktl.images import UnreadableImagesError, kind_of, learn_format, open_images
 
+pytestmark = pytest.mark.core
+
 
 @pytest.fixture(autouse=True)
 def no_warnings():

@@ -10,6 +10,8 @@ from sktl.backbones import load_backbone, pad_same
 from sktl.fusion import fold_norms
 from sktl.translation import UntranslatableError, to_onnx_bytes
 
+pytestmark = pytest.mark.core
+
 fx.wrap("pad_same")
 
 
