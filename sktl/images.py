@@ -12,7 +12,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from numbers import Integral, Number, Real
 from typing import Any, Literal, TypeAlias
@@ -480,8 +480,8 @@ def learn_format(
         learned = (given_range, "given")
     else:
         learned = _learn_range(_counted(samples, rows), choice)
-    how = (None, None) if choice is None else (choice.bands, choice.n)
-    return ImageFormat(kind, given_shape, *learned, in_colour, *how)
+    made = ImageFormat(kind, given_shape, learned[0], learned[1], in_colour)
+    return made if choice is None else replace(made, bands=choice.bands, n_bands=choice.n)
 
 
 def _number_of_bands(samples: Samples) -> int:
@@ -490,7 +490,7 @@ def _number_of_bands(samples: Samples) -> int:
         return int(samples.shape[1:][axis_of_bands(samples.shape[1:])])
     for sample in samples:
         if isinstance(sample, np.ndarray):
-            return int(sample.shape[axis_of_bands(sample.shape)])  # type: ignore[arg-type]
+            return int(sample.shape[axis_of_bands(sample.shape)])
         try:
             is_picture = isinstance(sample, Image.Image)
             bands = pillow_bands(sample) if is_picture else decode_bands(sample)  # type: ignore[arg-type]

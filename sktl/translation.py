@@ -158,17 +158,18 @@ class _Translator(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, writer: _Writer) -> None:
         super().__init__(module, garbage_collect_values=False)
         self.extra_traceback = False  # an untranslatable call is nothing to report
+        self.nodes = list(module.graph.nodes)
         self.writer = writer
         self.values: dict[fx.Node, _Value] = {}
 
     def of(self, value: _Value) -> _Value:
         """Translate the whole graph."""
-        inputs = [node for node in self.module.graph.nodes if node.op == "placeholder"]
+        inputs = [node for node in self.nodes if node.op == "placeholder"]
         if len(inputs) != 1:
             raise UntranslatableError(f"{len(inputs)} inputs")
         self.values[inputs[0]] = value
         self.run(value.example)
-        (last,) = (node for node in self.module.graph.nodes if node.op == "output")
+        (last,) = (node for node in self.nodes if node.op == "output")
         result = last.args[0]
         if not isinstance(result, fx.Node):
             raise UntranslatableError("several outputs")
@@ -182,7 +183,9 @@ class _Translator(fx.Interpreter):
             return self.values[n].example
         result = super().run_node(n)
         if n.op == "get_attr":
-            self._keep(n, result, self.writer.constant(result))
+            if not isinstance(result, Tensor) or result.dtype is not torch.float32:
+                raise UntranslatableError(f"what {n.target} holds")
+            self.values[n] = _Value(self.writer.constant(result), result)
         elif n.op in ("call_function", "call_method"):
             self._write_call(n, result)
         return result
@@ -194,17 +197,13 @@ class _Translator(fx.Interpreter):
         assert isinstance(first, fx.Node)
         return self.values[first]
 
-    def _keep(self, n: fx.Node, result: Any, name: str) -> None:
-        if not isinstance(result, Tensor) or result.dtype is not torch.float32:
-            raise UntranslatableError(f"what {n.target} gives")
-        self.values[n] = _Value(name, result)
-
     def _write_call(self, n: fx.Node, result: Any) -> None:
         known = _METHODS if n.op == "call_method" else _FUNCTIONS
         write = known.get(n.target)
         if write is None or not set(n.all_input_nodes) <= set(self.values):
             raise UntranslatableError(f"a call of {n.target}")
-        args, kwargs = fx.map_arg((n.args, n.kwargs), self.values.__getitem__)
+        values: Callable[[fx.Node], Any] = self.values.__getitem__
+        args, kwargs = fx.map_arg((n.args, n.kwargs), values)
         self.values[n] = write(self.writer, result, *args, **kwargs)
 
 
@@ -341,7 +340,8 @@ def _pool(layer: Pool, writer: _Writer, value: _Value) -> str:
     return writer.add("ReduceMean", [name], axes=list(axes), keepdims=0)
 
 
-_LAYERS: dict[type[nn.Module], Callable[[Any, _Writer, _Value], str]] = {
+_Layer = Callable[[Any, _Writer, _Value], str]
+_LAYERS: dict[type[nn.Module], _Layer] = {
     nn.Conv2d: _convolution,
     nn.BatchNorm2d: _norm,
     nn.Linear: _linear,
@@ -352,7 +352,8 @@ _LAYERS: dict[type[nn.Module], Callable[[Any, _Writer, _Value], str]] = {
     ),
     Normalize: _normalize,
     Pool: _pool,
-} | dict.fromkeys(_ACTIVATIONS, _activation)
+}
+_LAYERS.update(dict.fromkeys(_ACTIVATIONS, _activation))
 
 
 # Calls ------------------------------------------------------------------------------
