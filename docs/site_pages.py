@@ -55,7 +55,7 @@ NOT_EXAMPLES = {"contact_sheet.py", "pictures.py"}  # others draw with these
 # sktl's modules in the order in which data flows, in groups.
 MODULES = {
     "Other packages: Their private names.": "compat",
-    "Images: From what X is to uint8 pixels.": "messages depth decoding images datasets",
+    "Images: From what X is to uint8 pixels.": "messages bands depth decoding images datasets",
     "Preprocessing: From pixels to what a network was trained on.": (
         "preprocessing resizing randomness augmentation"
     ),

@@ -166,6 +166,7 @@ def adapt_model(job: Job, method: str, check: bool) -> Adaptation:
     NoDomainShiftWarning
         If the model is left as it is.
     """
+    _refuse_the_impossible(job, method)
     adapts = not check or _is_called_for(job, method)
     model, features = METHODS[method](job) if adapts else (replace(job.model), job.features)
     proportions = torch.softmax(model.logits_of(features).double(), dim=1).mean(0)
@@ -180,6 +181,31 @@ def adapt_model(job: Job, method: str, check: bool) -> Adaptation:
     elif judged is not None:
         _warn_if_too_different(*judged)
     return Adaptation(model, adapts, proportions.numpy(), *(judged or (None, None)))
+
+
+def _refuse_the_impossible(job: Job, method: str) -> None:
+    """Raise an error where a method can't be used, whether or not it is called for."""
+    if method == "adabn" and job.source_images is None:
+        raise ValueError(
+            'method="adabn" runs the network on the images of the fit once more. Pass them as '
+            "X_source, with their labels as y_source."
+        )
+    if method == "adabn" and not _modules(job.model.whole_network(), BATCH_NORMS):
+        raise ValueError(
+            f'method="adabn" needs batch norm, which this network doesn\'t have. {_ANY_NETWORK}'
+        )
+    if method == "tent" and not _scales_and_shifts(job.model.whole_network()):
+        raise ValueError(
+            f'method="tent" adjusts norms, which this network doesn\'t have. {_ANY_NETWORK}'
+        )
+
+
+def _modules(network: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[nn.Module]:
+    return [module for module in network.modules() if isinstance(module, kinds)]
+
+
+def _scales_and_shifts(network: nn.Module) -> list[nn.Parameter]:
+    return [p for norm in _modules(network, _NORMS) for p in norm.parameters()]
 
 
 def _is_called_for(job: Job, method: str) -> bool:
@@ -246,17 +272,9 @@ def _own_statistics(job: Job) -> Adapted:
     Y. Li et al., Revisiting Batch Normalization For Practical Domain Adaptation (2016),
     arXiv:1603.04779.
     """
-    if job.source_images is None:
-        raise ValueError(
-            'method="adabn" runs the network on the images of the fit once more. Pass them as '
-            "X_source, with their labels as y_source."
-        )
+    assert job.source_images is not None
     network = job.model.whole_network()
-    norms = [m for m in network.modules() if isinstance(m, BATCH_NORMS)]
-    if not norms:
-        raise ValueError(
-            f'method="adabn" needs batch norm, which this network doesn\'t have. {_ANY_NETWORK}'
-        )
+    norms = _modules(network, BATCH_NORMS)
     features = []
     for images in (job.source_images, job.images):
         _learn_statistics(network, norms, _batches(job, images))
@@ -293,11 +311,7 @@ def _lower_entropy(job: Job) -> Adapted:
     arXiv:2006.10726.
     """
     network = job.model.whole_network().requires_grad_(False)
-    adjusted = [p for m in network.modules() if isinstance(m, _NORMS) for p in m.parameters()]
-    if not adjusted:
-        raise ValueError(
-            f'method="tent" adjusts norms, which this network doesn\'t have. {_ANY_NETWORK}'
-        )
+    adjusted = _scales_and_shifts(network)
     for parameter in adjusted:
         parameter.requires_grad_(True)
     head = aligned_head(job.home, job.target, pseudo_labels=False)

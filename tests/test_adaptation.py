@@ -1,6 +1,7 @@
 """Adapting a classifier to images of another source."""
 
 import warnings
+from functools import partial
 
 import joblib
 import numpy as np
@@ -432,16 +433,22 @@ def test_what_cannot_be_adapted(fitted, two_sources):
         PretrainedImageClassifier().adapt(other)
 
 
-def test_networks_without_norms(two_sources):
+@pytest.mark.parametrize("check", [True, False])
+def test_networks_without_norms(two_sources, check):
+    """What can't be done is an error, also where nothing speaks for doing it."""
     X, y, other, _ = two_sources
     clf = PretrainedImageClassifier(make_plain_network, image_size=32, random_state=0).fit(X, y)
+    adapt = partial(clf.adapt, other, check=check)
+    with pytest.raises(ValueError, match="Pass them as X_source"):
+        adapt(method="adabn")
     with pytest.raises(ValueError, match='"adabn" needs batch norm'):
-        clf.adapt(other, X, y, method="adabn")
+        adapt(X, y, method="adabn")
     with pytest.raises(ValueError, match='"tent" adjusts norms'):
-        clf.adapt(other, method="tent")
+        adapt(method="tent")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DomainShiftWarning)
-        assert clf.adapt(other).predict(other).shape == (len(other),)
+        warnings.simplefilter("ignore", NoDomainShiftWarning)
+        assert adapt().predict(other).shape == (len(other),)
 
 
 def test_no_images_were_kept(two_sources):
