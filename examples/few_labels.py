@@ -40,13 +40,13 @@ tiles = [(train[i], pictures.target_names[y_train[i]]) for i in one_each]
 sheet = save_sheet("labelled", [("one of the labelled pictures of each class", tiles)])
 
 # %%
-# First the labelled pictures alone. Then :meth:`~sktl.PretrainedImageClassifier.adapt` makes use of
-# the others. It leaves a classifier alone where the images look like those of the fit, as these do,
-# since they are of the same source; without that check it learns from them how the classes spread.
+# First the labelled pictures alone. :meth:`~sktl.PretrainedImageClassifier.adapt` could make use of
+# the others, but it is for pictures of another source. These look like those of the fit, so it says
+# so in a warning and leaves the classifier as it is.
 
 clf = PretrainedImageClassifier(n_jobs=2).fit(train[known], y_train[known])
 print(f"labelled pictures alone:  {clf.score(test, y_test):.3f}")
-adapted = clf.adapt(train, check=False)
+adapted = clf.adapt(train)
 print(f"adapt to the others:      {adapted.score(test, y_test):.3f}")
 
 # %%
