@@ -36,7 +36,7 @@ _LAYERS: dict[type[nn.Module], Callable[[Any], Activation]] = {
 }
 _FUNCTIONS: dict[Any, Activation] = {F.relu: RELU, torch.relu: RELU, F.relu6: RELU6}
 _SUMS = (operator.add, operator.iadd, torch.add)
-_INERT = (nn.Identity, nn.Dropout, nn.Dropout2d, StochasticDepth)  # in evaluation mode
+INERT = (nn.Identity, nn.Dropout, nn.Dropout2d, StochasticDepth)  # in evaluation mode
 _PIXELS_ABREAST = 64
 _LAYOUTS = 3  # of a convolution's weights that are kept; each takes their memory once more
 
@@ -258,7 +258,7 @@ def _pack(network: fx.GraphModule, dtype: torch.dtype, usable: frozenset[str]) -
 
 def _drop_inert(network: fx.GraphModule, node: fx.Node) -> None:
     source = _source(node)
-    if isinstance(_layer(network, node), _INERT) and source is not None:
+    if isinstance(_layer(network, node), INERT) and source is not None:
         _put_through(network, node, source)
 
 

@@ -15,14 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
-from torchvision.ops import StochasticDepth
 
 from .backbones import Pool, pad_same, spatial_axes
+from .fusion import INERT
 from .preprocessing import Normalize
 
 _OPSET = 17
 _FORMAT = 8  # of files; both are read by every ONNX Runtime since 1.14
-_INERT = (nn.Identity, nn.Dropout, nn.Dropout2d, StochasticDepth)  # in evaluation mode
 _DTYPES = {torch.float32: "FLOAT", torch.uint8: "UINT8"}
 
 Padding = tuple[int, int, int, int]  # top, left, bottom, right
@@ -211,7 +210,7 @@ class _Translator(fx.Interpreter):
 
 
 def _layer(layer: nn.Module, writer: _Writer, value: _Value) -> _Value:
-    if isinstance(layer, _INERT):
+    if isinstance(layer, INERT):
         return value
     write = _LAYERS.get(type(layer))
     if write is None:
