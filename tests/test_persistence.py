@@ -2,11 +2,13 @@
 
 import copy
 import io
+import json
 import os
 import pickle
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -25,6 +27,7 @@ from sktl.backbones import load_backbone
 from sktl.hardware import choose_precision
 
 THIS = sys.modules[__name__]
+DATA = Path(__file__).parent / "data"
 pytestmark = pytest.mark.usefixtures("few_iterations_are_enough")
 
 
@@ -776,3 +779,14 @@ def test_a_file_from_a_gpu_is_no_larger(X, y):
         for d in ("cpu", "cuda")
     ]
     assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
+
+
+def test_a_file_of_an_earlier_version_loads(digits):
+    """Of a small network with its last stage trained on 60 digits, before modules moved."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InconsistentVersionWarning)
+        loaded = joblib.load(DATA / "classifier.joblib")
+    expected = json.loads((DATA / "classifier-joblib.json").read_text())
+    X = digits[0][:10].reshape(-1, 8, 8)
+    assert loaded.predict(X).tolist() == expected["labels"]
+    np.testing.assert_allclose(loaded.predict_proba(X), expected["probabilities"], atol=1e-4)
