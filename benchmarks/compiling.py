@@ -11,9 +11,9 @@ from common import arguments, pictures, take_turns, weights_file
 from torch import nn
 
 from sktl.backbones import load_backbone
-from sktl.fusion import fold_norms
+from sktl.frozen.fusion import fold_norms
+from sktl.frozen.module import FrozenModule
 from sktl.hardware import PRECISIONS, choose_precision
-from sktl.inference import FrozenModule
 
 NETWORKS = ("efficientnet_lite0", "resnet18", "resnet50", "convnext_tiny", "vit_b_16")
 BATCH = 32

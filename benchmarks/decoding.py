@@ -11,8 +11,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torchvision.io import ImageReadMode, decode_image
 
-from sktl.decoding import decode_file
-from sktl.preprocessing import Recipe
+from sktl.images.decoding import decode_file
+from sktl.images.preprocessing import Recipe
 
 RECIPE = Recipe(256, 224, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 SIDES = {"0.2 million pixels": 512, "2 million": 1600, "12 million": 4000}

@@ -17,9 +17,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from sktl.backbones import load_backbone
+from sktl.frozen.module import FrozenModule, ahead
 from sktl.hardware import choose_precision
-from sktl.images import learn_format, open_images
-from sktl.inference import FrozenModule, ahead
+from sktl.images.reading import learn_format, open_images
 
 SIDE = 320  # pixels of the files
 PER_RUN = 32
@@ -28,7 +28,7 @@ FIT = """
 import sys, time
 from pathlib import Path
 from sktl import PretrainedImageClassifier
-from sktl.prefix import FrozenPrefix
+from sktl.frozen.prefix import FrozenPrefix
 made = []
 compute = FrozenPrefix.compute
 def counting(self, *args, **kwargs):

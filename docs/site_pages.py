@@ -54,26 +54,35 @@ EXAMPLES = [
 NOT_EXAMPLES = {"contact_sheet.py", "pictures.py"}  # others draw with these
 # sktl's modules in the order in which data flows, in groups.
 MODULES = {
-    "Other packages: Their private names.": "compat",
-    "Images: From what X is to uint8 pixels.": "messages bands depth decoding images datasets",
-    "Preprocessing: From pixels to what a network was trained on.": (
-        "preprocessing resizing randomness augmentation"
+    "What all use: The machine, messages, and other packages' private names.": (
+        "compat messages randomness threads hardware parallel constraints"
+    ),
+    "Images: From what X is to uint8 pixels, and on to what a network was trained on.": (
+        "images.bands images.depth images.decoding images.reading images.preprocessing "
+        "images.augmentation images"
     ),
     "Backbones: Networks, their weights, and where they can be cut.": (
         "backbones.efficientnet_lite backbones.registry backbones.weights backbones.graph "
         "backbones.stages backbones.split backbones"
     ),
-    "Frozen prefix and cache: Each image once.": (
-        "hardware threads onednn fusion translation engine inference claims cache prefix"
+    "Cache: Features by image content.": "cache.leases cache",
+    "Frozen prefix: Each image once.": (
+        "frozen.onednn frozen.fusion frozen.translation frozen.engine frozen.module "
+        "frozen.prefix frozen"
     ),
     "Suffix and head: From features to logits.": (
-        "parallel heads logistic solutions optimization batches depthwise net progress training "
-        "model alignment adaptation fitting explanation"
+        "training.heads training.newton training.solutions training.optimization "
+        "training.batches training.depthwise training.net training.progress training.epochs "
+        "training"
+    ),
+    "Model: Backbone, suffix and head together, and what can be done with them.": (
+        "model.joined model.alignment model.fit model.adapt model.explain "
+        "model.exported_resize model.export model"
     ),
     "Files: What a fitted estimator is on the disk.": (
-        "persistence sealed expectations layouts saving export"
+        "files.container files.readers files.state files.layout files.saving files"
     ),
-    "Estimators: Scikit-learn's face.": "constraints summary base features labels classifier",
+    "Estimators: Scikit-learn's face.": "datasets summary base features labels classifier",
     "Plots: Scikit-learn's displays, of what fitted estimators know.": (
         "plotting.drawing plotting.pictures plotting.training_curve plotting.freeze_search "
         "plotting.predictions plotting.confusion plotting.explanations plotting.feature_map "

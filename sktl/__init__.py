@@ -4,15 +4,15 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from .adaptation import DomainShiftWarning, NoDomainShiftWarning
 from .backbones import list_backbones
 from .classifier import PretrainedImageClassifier
 from .datasets import load_image_folder, load_image_table
 from .features import PretrainedImageFeatures
-from .images import UnreadableImagesError, UnreadableImageWarning
+from .files.container import FileFormatError, NotSavableError
+from .files.saving import MissingWeightsError, load
+from .images.reading import UnreadableImagesError, UnreadableImageWarning
+from .model.adapt import DomainShiftWarning, NoDomainShiftWarning
 from .parallel import data_parallel
-from .saving import MissingWeightsError, load
-from .sealed import FileFormatError, NotSavableError
 
 __version__ = version("sktl")
 

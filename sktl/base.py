@@ -25,8 +25,19 @@ from .backbones import Backbone, load_backbone
 from .cache import FeatureCache, open_cache
 from .compat import html_above, new_object
 from .constraints import Interval, StrOptions, check_parameters
+from .files.saving import save
+from .files.state import (
+    BEFORE,
+    InconsistentVersionWarning,
+    Packer,
+    refuse_what_needs_pickle,
+    to_settings,
+    unpack,
+)
+from .frozen.prefix import recall_stages, remember_stages
 from .hardware import PRECISIONS, choose_device, choose_precision, is_out_of_memory
-from .images import (
+from .images.preprocessing import RESIZE_MODES, checked_size
+from .images.reading import (
     ImageFormat,
     Images,
     UnreadableImagesError,
@@ -39,17 +50,6 @@ from .images import (
     open_images,
 )
 from .messages import shown_several
-from .persistence import (
-    BEFORE,
-    InconsistentVersionWarning,
-    Packer,
-    refuse_what_needs_pickle,
-    to_settings,
-    unpack,
-)
-from .prefix import recall_stages, remember_stages
-from .preprocessing import RESIZE_MODES, checked_size
-from .saving import save
 from .summary import Summary
 
 _Result = TypeVar("_Result")

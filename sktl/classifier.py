@@ -20,23 +20,27 @@ from sklearn.utils import Bunch, Tags
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from skorch.callbacks import Callback, InputShapeSetter, LRScheduler
 
-from .adaptation import METHODS, Adaptation, Job, adapt_model
-from .alignment import LabelledFeatures, Settings
-from .augmentation import AUGMENTATIONS
 from .backbones import Backbone
 from .base import ImageEstimator, n_rows, rows_at
 from .constraints import Interval, Options, StrOptions
-from .explanation import METHODS as EXPLANATIONS
-from .explanation import explain_images
-from .export import TorchClassifier, to_onnx, to_torch
-from .fitting import Fit, Setup, Task, fit_model
-from .heads import HEADS
-from .images import Images, kind_of, looks_like_one_picture, one_picture_message
+from .files.layout import CLASSIFIER
+from .files.saving import savable
+from .files.state import Packer, plain_rows, read_rows, restore_model, store_model
+from .images.augmentation import AUGMENTATIONS
+from .images.reading import Images, kind_of, looks_like_one_picture, one_picture_message
 from .labels import check_labels, check_weights, class_numbers
-from .layouts import CLASSIFIER
 from .messages import shown, shown_several
-from .model import Model
-from .optimization import (
+from .model.adapt import METHODS, Adaptation, Job, adapt_model
+from .model.alignment import LabelledFeatures, Settings
+from .model.explain import METHODS as EXPLANATIONS
+from .model.explain import explain_images
+from .model.export import TorchClassifier, to_onnx, to_torch
+from .model.fit import Fit, Setup, Task, fit_model
+from .model.joined import Model
+from .summary import Summary, listed, name_of
+from .training.epochs import history_rows, n_iterations, seed_of
+from .training.heads import HEADS
+from .training.optimization import (
     OPTIMIZERS,
     SCHEDULES,
     UNFREEZING,
@@ -46,8 +50,7 @@ from .optimization import (
     default_lr,
     default_max_epochs,
 )
-from .persistence import Packer, plain_rows, read_rows, restore_model, store_model
-from .progress import (
+from .training.progress import (
     CallbackSupportMixin,
     EpochObserver,
     lines_wanted,
@@ -55,9 +58,6 @@ from .progress import (
     progress_bar,
     with_callbacks,
 )
-from .saving import savable
-from .summary import Summary, listed, name_of
-from .training import history_rows, n_iterations, seed_of
 
 _POSITIVE = Interval(Real, 0, None, closed="neither")
 _SHARE = Interval(Real, 0, 1, closed="left")
@@ -131,9 +131,9 @@ class PretrainedImageClassifier(
         whatever `lr` and `max_epochs` are, and trains everything else by "adamw". It is "adamw",
         too, if something random or stepwise is asked for (`dropout`, `mixup`, `ema_decay`,
         `max_grad_norm`, `accumulation_steps`, `early_stopping`, ``n_views=None`` with `augment`).
-        "lbfgs" works on all rows at once in float64; a linear head's optimum it finds by Newton's
-        method (see :mod:`sktl.logistic`). "sgd" has a momentum of 0.9. A class is a subclass of
-        :class:`torch.optim.Optimizer`.
+        "lbfgs" works on all rows at once in float64; a linear head's optimum it finds by
+        Newton's method (see :mod:`sktl.training.newton`). "sgd" has a momentum of 0.9. A class
+        is a subclass of :class:`torch.optim.Optimizer`.
     lr : float or None, default=None
         Learning rate of the head, at its highest, where training takes steps. None is 1e-3, and
         1e-2 for "sgd"; three tenths of that where stages train.

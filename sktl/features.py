@@ -20,14 +20,14 @@ from .backbones import Backbone, Pool, Pooling, spatial_axes
 from .base import ImageEstimator
 from .cache import empty_rows
 from .constraints import Options, StrOptions
+from .files.layout import FEATURES
+from .files.saving import savable
+from .files.state import Packer, restore_backbone, restore_frozen, store_backbone
+from .frozen.prefix import FrozenPrefix, freeze_stage
 from .hardware import restore_device, restore_precision
-from .images import Images
-from .layouts import FEATURES
-from .persistence import Packer, restore_backbone, restore_frozen, store_backbone
-from .prefix import FrozenPrefix, freeze_stage
-from .progress import progress_bar
-from .saving import savable
+from .images.reading import Images
 from .summary import Summary, name_of
+from .training.progress import progress_bar
 
 _SEED = 0  # of random weights, which must be the same in every fit
 _BLOCK = 2048  # images whose features are held beside the output

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
 
-import sktl.alignment
+import sktl.model.alignment
 from sktl import (
     DomainShiftWarning,
     NoDomainShiftWarning,
@@ -21,8 +21,8 @@ from sktl import (
     load,
     load_image_folder,
 )
-from sktl.adaptation import METHODS, _learn_statistics
-from sktl.alignment import (
+from sktl.model.adapt import METHODS, _learn_statistics
+from sktl.model.alignment import (
     Home,
     LabelledFeatures,
     LinearHead,
@@ -68,14 +68,14 @@ def accuracy(head, features, labels):
 def test_power_of_a_shrunk_covariance(n, exponent):
     rng = np.random.default_rng(0)
     centred, rows = (torch.as_tensor(rng.normal(size=(k, 9))) for k in (n, 7))
-    covariance = centred.T @ centred / n + sktl.alignment._SHRINKAGE * torch.eye(9)
+    covariance = centred.T @ centred / n + sktl.model.alignment._SHRINKAGE * torch.eye(9)
     values, vectors = torch.linalg.eigh(covariance)
     expected = rows @ vectors @ torch.diag(values**exponent) @ vectors.T
     torch.testing.assert_close(_times_power(rows, centred, exponent), expected)
 
 
 def test_aligned_features_have_the_targets_covariance(monkeypatch):
-    monkeypatch.setattr(sktl.alignment, "_SHRINKAGE", 1e-9)
+    monkeypatch.setattr(sktl.model.alignment, "_SHRINKAGE", 1e-9)
     rng = np.random.default_rng(0)
     features, labels = clusters(rng, [300, 200, 100])
     weights = rng.uniform(0.5, 2, len(labels))

@@ -14,7 +14,7 @@ from PIL import Image
 
 import sktl
 from sktl import PretrainedImageClassifier, PretrainedImageFeatures
-from sktl.images import UnreadableImagesError, learn_format, open_images
+from sktl.images.reading import UnreadableImagesError, learn_format, open_images
 
 BANDS = (3, 2, 1)
 

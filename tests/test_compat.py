@@ -15,7 +15,7 @@ from sktl import compat
 
 pytestmark = pytest.mark.core
 PACKAGE = Path(sktl.__file__).parent
-PLACES = {"compat.py", "onednn.py"}
+PLACES = {"compat.py", "frozen/onednn.py"}
 # Methods of scikit-learn and skorch that sktl's classes replace. Where they are called otherwise, a
 # notebook shows no summary, and what skorch records by itself is recorded.
 REPLACED = {

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sktl import PretrainedImageClassifier
-from sktl.depthwise import _Depthwise, train_depthwise_fast
+from sktl.training.depthwise import _Depthwise, train_depthwise_fast
 
 # channels, height, width, kernel, stride, padding, dilation, bias
 CASES = [

@@ -176,6 +176,13 @@ def test_modules_are_laid_out_in_order():
         assert set(imports_of(files[name], name)) & set(order) <= set(order[:i]), name
 
 
+@pytest.mark.parametrize(("one", "other"), [("frozen", "training"), ("training", "frozen")])
+def test_what_is_frozen_and_what_trains_know_nothing_of_each_other(one, other):
+    for path in (ROOT / "sktl" / one).glob("*.py"):
+        imported = set(imports_of(path, f"{one}.{path.stem}"))
+        assert [name for name in imported if name.split(".")[0] == other] == [], path
+
+
 def test_papers_are_listed():
     listed = set(re.findall(r"\d{4}\.\d{5}", (DOCS / "development" / "papers.md").read_text()))
     sources = [*(ROOT / "sktl").rglob("*.py"), *DOCS.glob("*.md"), ROOT / "README.md"]

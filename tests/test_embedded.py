@@ -28,7 +28,7 @@ from sktl.backbones.efficientnet_lite import (
     load_embedded_state,
     pad_same,
 )
-from sktl.preprocessing import Normalize
+from sktl.images.preprocessing import Normalize
 
 pytestmark = pytest.mark.core
 

@@ -13,10 +13,10 @@ from torch import fx, nn
 
 from sktl import PretrainedImageClassifier, engine, prefix
 from sktl.backbones import load_backbone
-from sktl.engine import EngineNetwork, engine_name, is_worth_it
-from sktl.fusion import fold_norms, fuse, kernels
+from sktl.frozen.engine import EngineNetwork, engine_name, is_worth_it
+from sktl.frozen.fusion import fold_norms, fuse, kernels
+from sktl.frozen.module import FrozenModule, computed_by
 from sktl.hardware import choose_precision
-from sktl.inference import FrozenModule, computed_by
 
 pytestmark = pytest.mark.core
 

@@ -22,9 +22,9 @@ from torch import nn
 
 import sktl
 from sktl import PretrainedImageClassifier
-from sktl.export import _check_size
-from sktl.preprocessing import Recipe
-from sktl.resizing import Resize
+from sktl.images.preprocessing import Recipe
+from sktl.model.export import _check_size
+from sktl.model.exported_resize import Resize
 
 BOUND = 1e-4
 ANY_SIZE = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)

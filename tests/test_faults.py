@@ -30,8 +30,8 @@ from skorch.callbacks import Callback
 import sktl
 from sktl import PretrainedImageClassifier
 from sktl.cache import DirectoryCache
-from sktl.claims import Claims
-from sktl.inference import FrozenModule
+from sktl.cache.leases import Claims
+from sktl.frozen.module import FrozenModule
 
 pytestmark = pytest.mark.usefixtures("one_thread", "few_iterations_are_enough")
 
@@ -50,7 +50,7 @@ def processes():
 @pytest.fixture(autouse=True)
 def short_lease(monkeypatch):
     """What a dead process had claimed is free soon."""
-    monkeypatch.setattr("sktl.claims._LEASE", 1.0)
+    monkeypatch.setattr("sktl.cache.leases._LEASE", 1.0)
 
 
 def rows():
@@ -274,7 +274,7 @@ def test_what_is_claimed_is_not_taken_twice_and_what_the_dead_claimed_is(tmp_pat
     with ours:
         assert ours.take([b"a"]) == [True]
         # A claim that nobody renews is as one of a dead process.
-        monkeypatch.setattr("sktl.claims._LEASE", -1.0)
+        monkeypatch.setattr("sktl.cache.leases._LEASE", -1.0)
         assert theirs.take([b"a"]) == [True]
     with theirs:
         pass
@@ -282,7 +282,7 @@ def test_what_is_claimed_is_not_taken_twice_and_what_the_dead_claimed_is(tmp_pat
 
 
 def test_claims_are_renewed_while_the_work_lasts(tmp_path, monkeypatch):
-    monkeypatch.setattr("sktl.claims._RENEWAL", 0.01)
+    monkeypatch.setattr("sktl.cache.leases._RENEWAL", 0.01)
     connect = DirectoryCache(tmp_path)._connect
 
     def renewed():
@@ -303,7 +303,7 @@ def test_claims_are_renewed_while_the_work_lasts(tmp_path, monkeypatch):
 def spoil(directory, how, report):
     """Fit, and remove the cache or forbid to write to it in the middle."""
     torch.set_num_threads(1)
-    sktl.claims._LEASE = 1.0
+    sktl.cache.leases._LEASE = 1.0
     X, y = rows()
     make(cache=None).fit(X, y)  # imports what another user may not read
     if os.getuid() == 0:

@@ -22,8 +22,8 @@ import sktl.features
 from sktl import PretrainedImageFeatures
 from sktl.backbones import load_backbone
 from sktl.cache import MemoryCache
-from sktl.images import learn_format, open_images
-from sktl.prefix import freeze_stage
+from sktl.frozen.prefix import freeze_stage
+from sktl.images.reading import learn_format, open_images
 
 SIZE = 64
 

@@ -12,13 +12,13 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
 from torchvision.models.resnet import BasicBlock
 from torchvision.transforms import v2
 
-import sktl.prefix
+import sktl.frozen.prefix
 from sktl import PretrainedImageClassifier
-from sktl.augmentation import LightAugmentation, View, make_augmentation
 from sktl.backbones import load_backbone
-from sktl.batches import FeatureRows, Mixer, TensorBatches
-from sktl.net import WeightAverage
-from sktl.optimization import StepSizes, parameter_groups
+from sktl.images.augmentation import LightAugmentation, View, make_augmentation
+from sktl.training.batches import FeatureRows, Mixer, TensorBatches
+from sktl.training.net import WeightAverage
+from sktl.training.optimization import StepSizes, parameter_groups
 
 SIZE = 32
 
@@ -415,14 +415,14 @@ def test_views_depend_on_the_transform():
 @pytest.fixture
 def images_run(monkeypatch):
     counts = []
-    run = sktl.prefix.FrozenPrefix._run
+    run = sktl.frozen.prefix.FrozenPrefix._run
 
     def counting(*args):
         for batch, features in run(*args):
             counts.append(len(batch))
             yield batch, features
 
-    monkeypatch.setattr(sktl.prefix.FrozenPrefix, "_run", counting)
+    monkeypatch.setattr(sktl.frozen.prefix.FrozenPrefix, "_run", counting)
     return counts
 
 

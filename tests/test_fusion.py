@@ -5,9 +5,9 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from sktl import fusion
 from sktl.backbones import load_backbone
-from sktl.fusion import fuse, kernels
+from sktl.frozen import fusion
+from sktl.frozen.fusion import fuse, kernels
 
 CPU = torch.device("cpu")
 packs = pytest.mark.skipif(

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import sparse
 from sklearn.datasets import load_digits, load_sample_images
 
-from sktl.images import (
+from sktl.images.reading import (
     ImageFormat,
     UnreadableImagesError,
     kind_of,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sktl.inference import FrozenModule
+from sktl.frozen.module import FrozenModule
 
 pytestmark = pytest.mark.core
 

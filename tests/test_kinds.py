@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 
-from sktl.images import UnreadableImagesError, kind_of, learn_format, open_images
+from sktl.images.reading import UnreadableImagesError, kind_of, learn_format, open_images
 
 pytestmark = pytest.mark.core
 

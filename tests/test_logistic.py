@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
-from sktl.logistic import loss_and_error, soft_targets, solve
+from sktl.training.newton import loss_and_error, soft_targets, solve
 
 
 def problem(n, n_features, n_classes, seed=0):

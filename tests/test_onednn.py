@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sktl import PretrainedImageClassifier, compat, onednn
-from sktl.fusion import fuse, kernels
-from sktl.onednn import usable
+from sktl.frozen.fusion import fuse, kernels
+from sktl.frozen.onednn import usable
 
 CPU = torch.device("cpu")
 ALL = {"convolution", "layout", "sum"}

@@ -22,8 +22,9 @@ from skorch.callbacks import Callback, EpochScoring, LRScheduler
 from torch import nn
 from torchvision.models import ResNet18_Weights
 
-from sktl import PretrainedImageClassifier, PretrainedImageFeatures, persistence
+from sktl import PretrainedImageClassifier, PretrainedImageFeatures
 from sktl.backbones import load_backbone
+from sktl.files.state import FORMAT
 from sktl.hardware import choose_precision
 
 THIS = sys.modules[__name__]
@@ -726,7 +727,7 @@ def test_another_sktl_version_warns_as_scikit_learn_does(make):
     def written_by_another(state):
         state["_sktl_version"] = "0.0.7"
 
-    with pytest.warns(persistence.InconsistentVersionWarning, match=r"sktl version 0\.0\.7 when"):
+    with pytest.warns(InconsistentVersionWarning, match=r"sktl version 0\.0\.7 when"):
         with_changed_state(make(), written_by_another)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -743,7 +744,7 @@ def test_the_same_version_does_not_warn(fitted):
 
 def test_a_format_of_the_future_is_refused(fitted):
     with pytest.raises(ValueError, match="later version of sktl.*Upgrade"):
-        with_changed_state(fitted, lambda s: s["_model"].update(format=persistence.FORMAT + 1))
+        with_changed_state(fitted, lambda s: s["_model"].update(format=FORMAT + 1))
 
 
 # With a GPU -------------------------------------------------------------------------------

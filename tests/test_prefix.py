@@ -17,8 +17,8 @@ import sktl.backbones
 from sktl import PretrainedImageClassifier, PretrainedImageFeatures, load_image_folder
 from sktl.backbones import load_backbone
 from sktl.cache import DirectoryCache, MemoryCache
-from sktl.images import learn_format, open_images
-from sktl.prefix import FrozenPrefix, freeze_prefix, freeze_stage
+from sktl.frozen.prefix import FrozenPrefix, freeze_prefix, freeze_stage
+from sktl.images.reading import learn_format, open_images
 
 CPU = torch.device("cpu")
 

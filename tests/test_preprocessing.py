@@ -16,9 +16,9 @@ from torchvision import models
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from sktl.decoding import decode_file
-from sktl.images import learn_format, open_images
-from sktl.preprocessing import Normalize, Recipe
+from sktl.images.decoding import decode_file
+from sktl.images.preprocessing import Normalize, Recipe
+from sktl.images.reading import learn_format, open_images
 
 ALL_WEIGHTS = [
     weights
@@ -111,7 +111,7 @@ def test_a_list_is_its_images_one_by_one_and_in_order():
 
 
 def test_a_list_larger_than_a_stack_equals_a_batch(monkeypatch):
-    monkeypatch.setattr("sktl.preprocessing._STACK_BYTES", 400_000)
+    monkeypatch.setattr("sktl.images.preprocessing._STACK_BYTES", 400_000)
     faces = as_tensor(skimage.data.astronaut()).unfold(1, 128, 96).unfold(2, 128, 96)
     faces = faces.flatten(1, 2).movedim(1, 0)
     assert torch.equal(recipe().apply(list(faces)), recipe().apply(faces))

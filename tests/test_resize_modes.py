@@ -11,8 +11,8 @@ from torchvision.transforms.v2 import functional as F
 
 import sktl
 from sktl import PretrainedImageClassifier, PretrainedImageFeatures
-from sktl.preprocessing import RESIZE_MODES, Recipe
-from sktl.resizing import Resize
+from sktl.images.preprocessing import RESIZE_MODES, Recipe
+from sktl.model.exported_resize import Resize
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SIZES = [(33, 90), (120, 40), (20, 20), (7, 200)]

@@ -282,7 +282,7 @@ def test_without_the_backbone_there_is_no_sample(saved, X, y):
 
 
 def test_a_large_sample_is_left_out(fitted, path, monkeypatch):
-    monkeypatch.setattr(sktl.layouts, "_SAMPLE_BYTES", 1000)
+    monkeypatch.setattr(sktl.files.layout, "_SAMPLE_BYTES", 1000)
     assert reload(fitted, path)._sample is None
 
 
@@ -545,7 +545,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(
 
     before = saved.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(f"sktl.sealed.os.{step}", fail)
+        patch.setattr(f"sktl.files.container.os.{step}", fail)
         with pytest.raises(type(error)):
             fitted.save(saved)
     assert saved.read_bytes() == before

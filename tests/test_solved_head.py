@@ -10,11 +10,11 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
 
-import sktl.logistic
+import sktl.training.newton
 from sktl import PretrainedImageClassifier, load_image_folder
 from sktl.cache import MemoryCache, open_cache
-from sktl.logistic import Solution
-from sktl.solutions import recall_or_solve
+from sktl.training.newton import Solution
+from sktl.training.solutions import recall_or_solve
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 GUIDE = Path(__file__).parents[1] / "docs" / "training.md"
@@ -48,13 +48,13 @@ def few_digits(digits):
 def solved(monkeypatch):
     """The heads that have been solved, by their weight decay."""
     decays = []
-    solve = sktl.logistic.solve
+    solve = sktl.training.newton.solve
 
     def note(*args, weight_decay, **settings):
         decays.append(weight_decay)
         return solve(*args, weight_decay=weight_decay, **settings)
 
-    monkeypatch.setattr(sktl.logistic, "solve", note)
+    monkeypatch.setattr(sktl.training.newton, "solve", note)
     return decays
 
 

@@ -13,10 +13,10 @@ from torch import nn
 
 from sktl import PretrainedImageClassifier, PretrainedImageFeatures
 from sktl.backbones.split import make_splitter
-from sktl.heads import HeadShape
-from sktl.inference import FrozenModule
+from sktl.frozen.module import FrozenModule
 from sktl.randomness import seeded
 from sktl.threads import one_thread, suited_threads
+from sktl.training.heads import HeadShape
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("few_iterations_are_enough", "two_threads")

@@ -18,11 +18,11 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock
 
 from sktl import PretrainedImageClassifier
-from sktl.batches import FeatureRows, TensorBatches
-from sktl.heads import SquareRoot, make_head
-from sktl.net import make_net
-from sktl.optimization import quick_step
-from sktl.training import train
+from sktl.training.batches import FeatureRows, TensorBatches
+from sktl.training.epochs import train
+from sktl.training.heads import SquareRoot, make_head
+from sktl.training.net import make_net
+from sktl.training.optimization import quick_step
 
 SIZE = 32
 

@@ -7,8 +7,8 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from sktl.backbones import load_backbone, pad_same
-from sktl.fusion import fold_norms
-from sktl.translation import UntranslatableError, to_onnx_bytes
+from sktl.frozen.fusion import fold_norms
+from sktl.frozen.translation import UntranslatableError, to_onnx_bytes
 
 pytestmark = pytest.mark.core
 

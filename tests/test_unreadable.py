@@ -28,8 +28,8 @@ from sktl import (
     UnreadableImagesError,
     UnreadableImageWarning,
 )
-from sktl.decoding import decode_file
-from sktl.images import learn_format, open_images
+from sktl.images.decoding import decode_file
+from sktl.images.reading import learn_format, open_images
 
 try:
     import resource
@@ -146,7 +146,7 @@ def test_fit_names_all_bad_files_before_training(params, mixed, folder):
 @pytest.mark.parametrize("freeze", ["all", -1, "none"])
 @pytest.mark.parametrize("method", ["predict", "predict_proba", "transform"])
 def test_predicting_names_all_bad_files(method, freeze, mixed, folder, monkeypatch):
-    monkeypatch.setattr("sktl.model._IN_FLIGHT", 4)  # bad ones in several blocks
+    monkeypatch.setattr("sktl.model.joined._IN_FLIGHT", 4)  # bad ones in several blocks
     X, y, good = mixed
     clf = PretrainedImageClassifier(image_size=SIZE, freeze=freeze, max_epochs=1)
     clf.fit(X[good], y[good])
@@ -421,7 +421,7 @@ def test_a_file_that_goes_away_while_it_is_read(mixed, folder, tmp_path, monkeyp
         fleeting.unlink(missing_ok=True)
         return decode_file(*args, **kwargs)
 
-    monkeypatch.setattr("sktl.images.decode_file", decode)
+    monkeypatch.setattr("sktl.images.reading.decode_file", decode)
     clf = PretrainedImageClassifier(image_size=SIZE, on_error="skip", cache=None)
     with pytest.warns(UnreadableImageWarning, match="1 of 13 .*\n.*fleeting.png: No such file"):
         clf.fit([*X[good], fleeting], [*y[good], y[0]])

@@ -24,7 +24,7 @@ from skimage.morphology import thin
 from sklearn.datasets import load_digits
 
 from sktl import PretrainedImageClassifier, load_image_folder
-from sktl.adaptation import METHODS
+from sktl.model.adapt import METHODS
 
 Picture = Image.Image
 Labels = npt.NDArray[Any]

@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 import xxhash
 from torch import nn
 
+from ..images.preprocessing import Normalize, Recipe, Size
 from ..messages import shown
-from ..preprocessing import Normalize, Recipe, Size
 from ..randomness import seeded
 from .efficientnet_lite import pad_same
 from .registry import EMBEDDED, Architecture, check_name, default_weights, list_backbones
@@ -283,7 +283,7 @@ def load_backbone(
         Gives the names of the stages of a backbone with this `identity`, if they are known from
         before; the network is then loaded only when it is needed.
     resize_mode : {"crop", "squash", "pad"}, default="crop"
-        See :class:`sktl.preprocessing.Recipe`.
+        See :class:`sktl.images.preprocessing.Recipe`.
 
     Returns
     -------

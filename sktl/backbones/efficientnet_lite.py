@@ -13,7 +13,7 @@ from torchvision.models import ResNet18_Weights
 from torchvision.ops import StochasticDepth
 from torchvision.ops.misc import Conv2dNormActivation
 
-from sktl.preprocessing import Recipe
+from ..images.preprocessing import Recipe
 
 RECIPE = Recipe(
     resize=256,

@@ -21,7 +21,7 @@ import torch
 import torchvision.ops
 from torch import fx, nn
 
-from ..preprocessing import Size, height_width, in_pixels
+from ..images.preprocessing import Size, height_width, in_pixels
 
 # Their forward asks for `self.training`, which tracing would freeze into the graph.
 _LEAVES = (torchvision.ops.StochasticDepth, torchvision.ops.DropBlock2d)

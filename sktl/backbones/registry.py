@@ -14,8 +14,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torchvision.models import WeightsEnum
 
+from ..images.preprocessing import Size, height_width
 from ..messages import shown
-from ..preprocessing import Size, height_width
 from .efficientnet_lite import efficientnet_lite0
 
 EMBEDDED = "efficientnet_lite0"

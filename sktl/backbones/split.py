@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, fx, nn
 
-from ..preprocessing import Size, height_width, in_pixels
+from ..images.preprocessing import Size, height_width, in_pixels
 from .graph import NetworkGraph, NotTraceableError, node_names, remove_dead_nodes, trace
 from .graph import writes_in_place as _writes_in_place
 from .stages import Anatomy, find_anatomy

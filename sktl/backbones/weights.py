@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 from torchvision.models.vision_transformer import interpolate_embeddings
 
+from ..images.preprocessing import Recipe, Size, as_size, height_width
 from ..messages import shown
-from ..preprocessing import Recipe, Size, as_size, height_width
 from . import efficientnet_lite
 from .registry import EMBEDDED, default_weights
 

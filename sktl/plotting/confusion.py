@@ -12,7 +12,7 @@ from sklearn.utils import check_consistent_length, column_or_1d
 from sklearn.utils.multiclass import unique_labels
 from sklearn.utils.validation import check_is_fitted
 
-from ..images import Images
+from ..images.reading import Images
 from .drawing import (
     BLACK,
     BLUE,

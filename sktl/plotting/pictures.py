@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..images import Images, learn_format, open_images
+from ..images.reading import Images, learn_format, open_images
 from .drawing import Picture
 
 _SIDE = 200  # pixels, of the longer side

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from sklearn.utils import check_consistent_length, column_or_1d
 from sklearn.utils.validation import check_is_fitted
 
-from ..images import Images
+from ..images.reading import Images
 from .drawing import BLUE, VERMILION, Picture, Tile, check_matplotlib, draw_grid
 from .pictures import file_names, open_pictures, small_pictures
 

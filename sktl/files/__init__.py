@@ -1,0 +1,1 @@
+"""What a fitted estimator is on the disk."""

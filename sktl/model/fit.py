@@ -1,0 +1,393 @@
+"""One fit: features at the freeze depth, a head to begin with, then training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.model_selection import StratifiedShuffleSplit
+from torch import Tensor, nn
+
+from ..backbones import Backbone, Pooling
+from ..cache import FeatureCache, empty_rows
+from ..frozen.module import FrozenModule
+from ..frozen.prefix import FrozenPrefix, freeze_prefix, freeze_stage, prepare_all
+from ..images.augmentation import Augment, View, make_augmentation
+from ..images.reading import Images
+from ..training.batches import FeatureRows
+from ..training.epochs import Observer, Outcome, train
+from ..training.heads import Head, HeadShape, choose_head
+from ..training.net import SuffixNet
+from ..training.optimization import OPTIMIZERS, TrainingPlan
+from ..training.progress import progress_bar
+from .alignment import LabelledFeatures, sample_rows
+from .joined import Model, assemble_net
+
+_OTHER_BACKBONE = (
+    "Going on from the last fit needs the same backbone and weights, but that had others. To begin "
+    "anew, call fit with warm_start=False."
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be learned.
+
+    Attributes
+    ----------
+    images : Images
+    labels : int64 array of shape (n,)
+        Class numbers.
+    weights : float64 array of shape (n,)
+    n_classes : int
+    """
+
+    images: Images
+    labels: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float64]
+    n_classes: int
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How it is to be learned; the names are those of the estimator's parameters."""
+
+    backbone: Backbone
+    depth: int
+    pooling: Pooling
+    head: Head
+    dropout: float
+    plan: TrainingPlan
+    augment: Augment
+    n_views: int | None
+    validation_fraction: float | None
+    precision: str
+    device: torch.device
+    cache: FeatureCache | None
+    n_jobs: int
+    callbacks: Any
+    verbose: int
+
+    @property
+    def frozen(self) -> bool:
+        """Whether only the head trains."""
+        return self.depth == len(self.backbone.stages)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted model, and how it came about.
+
+    Attributes
+    ----------
+    model : Model
+    outcome : Outcome
+    validation : int array or None
+        The rows that were watched and didn't train.
+    sample : LabelledFeatures
+        What the head reads of some of the rows, for adapting it to images of another source.
+    """
+
+    model: Model
+    outcome: Outcome
+    validation: npt.NDArray[np.int64] | None
+    sample: LabelledFeatures
+
+
+def fit_model(
+    task: Task,
+    setup: Setup,
+    observe: Callable[[Model], AbstractContextManager[Observer]],
+    *,
+    start: Model | None = None,
+    keep_epochs: bool = False,
+) -> Fit:
+    """Train suffix and head.
+
+    Parameters
+    ----------
+    task : Task
+    setup : Setup
+    observe : callable
+        Gives whom to tell of the epochs of a model.
+    start : Model or None, default=None
+        Whose weights to go on from; it isn't changed.
+    keep_epochs : bool, default=False
+        See :func:`sktl.training.epochs.train`.
+
+    Returns
+    -------
+    Fit
+
+    Raises
+    ------
+    ValueError
+        If the images don't allow of the split for validation, training diverges, or `start` is
+        another kind of model.
+    UnreadableImagesError
+        If images can't be read. It comes before training, and names them all.
+    """
+    training, validation = _split(task, setup)
+    prefix = freeze_prefix(
+        setup.backbone, setup.depth, setup.pooling, setup.precision, setup.device
+    )
+    features, prepare = _features(task.images, prefix, setup)
+    rows = _rows(task, features)
+    watched = None
+    if validation is not None:
+        place = torch.as_tensor(validation)
+        watched = _watched(task, rows, place, prefix if prepare else None, setup)
+        rows = rows.subset(torch.as_tensor(training))
+    head = _head_shape(task, features, prefix if prepare else None, setup, start)
+    net = assemble_net(
+        setup.backbone,
+        setup.depth,
+        setup.pooling,
+        head,
+        setup.plan,
+        setup.precision,
+        setup.device,
+        prepare=prepare,
+        callbacks=setup.callbacks,
+    )
+    model = Model(
+        setup.backbone,
+        setup.depth,
+        setup.pooling,
+        setup.precision,
+        setup.device,
+        head,
+        setup.plan,
+        net,
+    )
+    if start is not None:
+        _go_on_from(start, model)
+    elif not setup.frozen and setup.plan.unfreeze != "at_once":
+        ready = _fitted_head(task, training, head, rows, setup)
+        net.module_.head.load_state_dict(ready.state_dict())
+    with observe(model) as observer:
+        outcome = train(net, rows, watched, observer, cache=setup.cache, keep_epochs=keep_epochs)
+    net.prepare = None  # it may hold the prefix and the user's function
+    sample = _sample(model, rows, head, prefix if prepare else None)
+    return Fit(model, outcome, validation, sample)
+
+
+def _sample(
+    model: Model, rows: FeatureRows, head: HeadShape, prefix: FrozenPrefix | None
+) -> LabelledFeatures:
+    """Keep what the head reads of some rows; `prefix` is what they haven't been through."""
+    counting = torch.nonzero(rows.weights > 0).ravel()
+    n_bytes = 4 * head.in_features
+    place = counting[sample_rows(rows.labels[counting].numpy(), n_bytes)]
+    features, (labels, weights) = rows[place]
+    if prefix is not None:
+        features = prefix.module.all_of(features)
+    if model.depth < len(model.backbone.stages):
+        features = model.suffix.all_of(features)
+    return LabelledFeatures(features.float(), labels, weights.double(), head.n_classes)
+
+
+def _split(task: Task, setup: Setup) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64] | None]:
+    """Rows that train, and rows to watch if there shall be such."""
+    everything = np.arange(len(task.labels))
+    if setup.validation_fraction is None:
+        return everything, None
+    counting = np.flatnonzero(task.weights > 0)  # a row that doesn't count shows nothing
+    splitter = StratifiedShuffleSplit(
+        1, test_size=setup.validation_fraction, random_state=setup.plan.seed
+    )
+    try:
+        _, chosen = next(splitter.split(counting, task.labels[counting]))
+    except ValueError as error:
+        raise ValueError(
+            "early_stopping=True sets aside some images of each class, which can't be done with "
+            f"validation_fraction={setup.validation_fraction:g}: {error} Pass more images of each "
+            "class, change validation_fraction, or set early_stopping=False."
+        ) from error
+    validation = np.sort(counting[chosen])
+    return np.setdiff1d(everything, validation), validation
+
+
+def _features(
+    images: Images, prefix: FrozenPrefix | None, setup: Setup
+) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
+    """What training starts from, and what is done to a batch of it first.
+
+    Varied images can't be computed once for all epochs: either some views of each are, or the
+    prefix runs in each epoch anew.
+    """
+    augment = make_augmentation(setup.augment)
+    anew = augment is not None and (prefix is None or setup.n_views is None)
+    n_views = 1 if augment is None or anew else setup.n_views or 1
+    with progress_bar("features", n_views * len(images), "image", setup.verbose) as tell:
+        if prefix is None or anew:
+            with images.naming_all():
+                prepared = prepare_all(images, setup.backbone.recipe, setup.n_jobs, tell)
+            return prepared, _preparation(augment, prefix) if augment else None
+
+        def compute(view: View | None) -> Tensor:
+            return prefix.compute(images, setup.cache, setup.n_jobs, view=view, tell=tell)
+
+        with images.naming_all():
+            first = compute(None)
+        if n_views == 1:
+            return first, None
+        n = len(first)
+        rows = empty_rows(n_views * n, first)
+        rows[:n] = first
+        for number in range(1, n_views):
+            rows[number * n : (number + 1) * n] = compute(View(setup.augment, number))
+        return rows, None
+
+
+def _preparation(
+    augment: Callable[[Tensor], Tensor], prefix: FrozenPrefix | None
+) -> Callable[[Tensor], Tensor]:
+    def prepare(images: Tensor) -> Tensor:
+        varied = augment(images)
+        # A clone, since what inference mode makes can't be trained on.
+        return varied if prefix is None else prefix.module(varied).clone()
+
+    return prepare
+
+
+def _rows(task: Task, features: Tensor) -> FeatureRows:
+    return FeatureRows(features, torch.as_tensor(task.labels), torch.as_tensor(task.weights))
+
+
+def _watched(
+    task: Task, rows: FeatureRows, place: Tensor, prefix: FrozenPrefix | None, setup: Setup
+) -> FeatureRows:
+    """Rows to watch, as the suffix reads them and without variations."""
+    features, (labels, weights) = rows[place]
+    if prefix is not None:
+        features = prefix.compute(task.images, setup.cache, setup.n_jobs, place.tolist())
+    return FeatureRows(features, labels, weights)
+
+
+def _head_shape(
+    task: Task,
+    features: Tensor,
+    prefix: FrozenPrefix | None,
+    setup: Setup,
+    start: Model | None,
+) -> HeadShape:
+    first = features[:1] if prefix is None else prefix.module(features[:1])
+    pooled = first
+    if not setup.frozen:
+        suffix = setup.backbone.suffix(setup.depth, setup.pooling)
+        with torch.inference_mode():
+            pooled = suffix.eval()(first.float() if first.is_floating_point() else first)
+    if setup.plan.cutmix and not setup.plan.mixup and first.ndim != 4:
+        raise ValueError(
+            f"cutmix={setup.plan.cutmix:g} pastes a part of one map into another, but at this "
+            f"freeze depth features have the shape {tuple(first.shape[1:])}. Use mixup, or "
+            "freeze fewer stages."
+        )
+    if setup.head == "auto" and start is not None and start.head.has_one_layer:
+        kind = start.head.head
+    else:
+        kind = choose_head(setup.head, pooled)
+    return HeadShape(kind, task.n_classes, setup.dropout, int(pooled.shape[1]))
+
+
+def _fitted_head(
+    task: Task,
+    training: npt.NDArray[np.int64],
+    head: HeadShape,
+    rows: FeatureRows,
+    setup: Setup,
+) -> nn.Module:
+    """A head that fits what the whole backbone, as it is, makes of the images.
+
+    Stages that train under a random head first lose what they know.
+
+    References
+    ----------
+    A. Kumar et al., Fine-Tuning can Distort Pretrained Features and Underperform
+    Out-of-Distribution (2022), arXiv:2202.10054.
+    """
+    depth = len(setup.backbone.stages)
+    if setup.cache is None and not rows.n_views > 1 and rows.features.is_floating_point():
+        suffix = setup.backbone.suffix(setup.depth, setup.pooling)
+        pooled = FrozenModule(suffix, setup.precision, setup.device).all_of(rows.features)
+    else:
+        prefix = freeze_stage(setup.backbone, None, setup.pooling, setup.precision, setup.device)
+        with progress_bar("head", len(training), "image", setup.verbose) as tell:
+            pooled = prefix.compute(
+                task.images, setup.cache, setup.n_jobs, training.tolist(), tell=tell
+            )
+    plan = setup.plan.of_the_head(convex=head.is_convex)
+    net = assemble_net(
+        setup.backbone, depth, setup.pooling, head, plan, setup.precision, setup.device
+    )
+    train(net, FeatureRows(pooled, rows.labels, rows.weights), cache=setup.cache)
+    fitted: nn.Module = net.module_.head
+    return fitted
+
+
+def _go_on_from(start: Model, model: Model) -> None:
+    """Put the weights of one model into another, and what its optimizer remembers."""
+    net, before = model.net, start.net
+    same_head = start.head == model.head
+    everything = start.depth == model.depth and start.pooling == model.pooling
+    head_alone = start.depth == len(start.backbone.stages) and start.pooling == model.pooling
+    if not same_head or not (everything or head_alone):
+        raise ValueError(
+            "Going on from the last fit needs the same network, but that had another head, pooling "
+            f"or freeze depth ({start.depth} frozen stages, now {model.depth}). Only from "
+            'freeze="all" can a fit go on to another depth. To begin anew, call fit with '
+            "warm_start=False."
+        )
+    if start.backbone is not model.backbone and not _same_network(start, model):
+        raise ValueError(_OTHER_BACKBONE)
+    try:
+        if everything:
+            net.module_.load_state_dict(before.module_.state_dict())
+            _remember_steps(before, net)
+        else:
+            net.module_.head.load_state_dict(before.module_.head.state_dict())
+    except RuntimeError as error:  # weights of other names or shapes
+        raise ValueError(_OTHER_BACKBONE) from error
+    for row in before.history:
+        net.history.new_epoch()
+        net.history[-1].update({k: v for k, v in row.items() if k != "batches"})
+
+
+def _same_network(start: Model, model: Model) -> bool:
+    """Whether the frozen stages are the same; what trains is taken over with its weights."""
+    known = None not in (start.backbone.identity, model.backbone.identity)
+    if known and start.backbone.identity == model.backbone.identity:
+        return True
+    if known and _described(start) != _described(model):
+        return False
+    # The same network has another identity in another version.
+    depth = min(start.depth, model.depth)
+    ours, theirs = (m.backbone.prefix(depth, m.pooling).state_dict() for m in (model, start))
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(value, theirs[name]) for name, value in ours.items()
+    )
+
+
+def _described(model: Model) -> tuple[Any, ...]:
+    return model.backbone.architecture.source, model.backbone.recipe
+
+
+def _remember_steps(before: SuffixNet, net: SuffixNet) -> None:
+    """Go on with the optimizer's momenta, at the new plan's learning rates."""
+    kind = type(net.optimizer_)
+    if type(before.optimizer_) is not kind or kind not in OPTIMIZERS.values() or net.full_batch:
+        return
+    if not before.optimizer_.state:
+        return
+    settings = [
+        {k: v for k, v in group.items() if k != "params"} for group in net.optimizer_.param_groups
+    ]
+    net.optimizer_.load_state_dict(before.optimizer_.state_dict())
+    for group, own in zip(net.optimizer_.param_groups, settings, strict=True):
+        group.update(own)

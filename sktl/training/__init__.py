@@ -1,0 +1,1 @@
+"""The trainable suffix and the head: from features to logits."""
