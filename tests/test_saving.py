@@ -545,7 +545,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(
 
     before = saved.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(f"sktl.files.container.os.{step}", fail)
+        patch.setattr(f"sktl.atomic.os.{step}", fail)
         with pytest.raises(type(error)):
             fitted.save(saved)
     assert saved.read_bytes() == before

@@ -20,13 +20,13 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 from torchvision.models import WeightsEnum
 
+from ..atomic import Path
 from ..backbones import EMBEDDED, default_weights, list_backbones, load_backbone
 from ..frozen.prefix import named_tensors
 from ..images.preprocessing import Recipe
 from .container import (
     FileFormatError,
     NotSavableError,
-    Path,
     dtype_name,
     raw_bytes,
     read_sealed,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ..files.container import Path, replacing
+from ..atomic import Path, replacing
 from ..frozen.fusion import fold_norms
 from ..images.reading import EIGHT_BIT, ImageFormat, Range
 from .exported_resize import Resize
