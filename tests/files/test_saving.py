@@ -36,7 +36,7 @@ from sktl import (
     PretrainedImageFeatures,
 )
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 DIGITS = slice(44, 108)  # of the checksum, in every file
 pytestmark = pytest.mark.usefixtures("few_iterations_are_enough")
 

@@ -17,7 +17,7 @@ from sktl.training.newton import Solution
 from sktl.training.solutions import recall_or_solve
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-GUIDE = Path(__file__).parents[1] / "docs" / "training.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "training.md"
 
 
 def make(**params):

@@ -29,7 +29,7 @@ from sktl.plotting import (
 )
 from sktl.plotting.drawing import shortened, stage_name
 
-REFERENCES = Path(__file__).parent / "data" / "plots"
+REFERENCES = Path(__file__).parents[1] / "data" / "plots"
 TOLERANCE = 6.0  # root mean square, of 255; lines are smoothed a little differently, too
 
 pytestmark = pytest.mark.usefixtures("one_thread", "plain_matplotlib")

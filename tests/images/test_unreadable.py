@@ -495,6 +495,6 @@ def test_older_files_have_the_default(mixed, skipping):
     assert clone(older).get_params()["on_error"] == "raise"
     with pytest.raises(UnreadableImagesError):
         older.predict(X)
-    first = sktl.load(Path(__file__).parent / "data" / "classifier-v1.sktl")
+    first = sktl.load(Path(__file__).parents[1] / "data" / "classifier-v1.sktl")
     assert first.on_error == "raise"
     assert first.skipped_.tolist() == []

@@ -14,10 +14,10 @@ import onnxruntime
 import pytest
 import skimage.data
 import torch
+from families import FAMILIES, image_size_of
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
-from test_backbones import FAMILIES, image_size_of
 from torch import nn
 
 import sktl

@@ -28,7 +28,7 @@ from sktl.files.state import FORMAT
 from sktl.hardware import choose_precision
 
 THIS = sys.modules[__name__]
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 pytestmark = pytest.mark.usefixtures("few_iterations_are_enough")
 
 
