@@ -65,7 +65,9 @@ MODULES = {
         "backbones.efficientnet_lite backbones.registry backbones.weights backbones.graph "
         "backbones.stages backbones.split backbones"
     ),
-    "Cache: Features by image content.": "cache.leases cache",
+    "Cache: Features by image content.": (
+        "cache.leases cache.protocol cache.memory cache.directory cache.opening cache"
+    ),
     "Frozen prefix: Each image once.": (
         "frozen.onednn frozen.fusion frozen.translation frozen.engine frozen.module "
         "frozen.prefix frozen"
