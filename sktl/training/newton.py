@@ -8,32 +8,33 @@ slow. Newton's equation is solved by preconditioned conjugate gradients. Its mat
 where :math:`p_i` are the probabilities of image i, :math:`s_i` is its share in the loss and
 :math:`x_i` are its features. Three things make few steps of it do:
 
-- Far from the optimum, steps are damped: the Hessian gets a multiple of the features' covariance
-  on top, which bounds how far logits move, as in the method of Levenberg and Marquardt.
+- L-BFGS along the principal axes of the features comes near to the optimum first, since Newton's
+  steps are long only there. It works in single precision, as do the directions of Newton's steps.
 - The few uncertain images have most of what is hard about the Hessian. The preconditioner inverts
   their terms as they are, by Woodbury's identity, and the rest as if it were the same for all.
-- Directions are searched in single precision. So is the optimum, until that can't tell better
-  from worse; the end is in double precision.
+- A step that goes too far is taken back, and the Hessian gets a multiple of the features'
+  covariance on top, which bounds how far logits move, as Levenberg and Marquardt have it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 # Of the squared Newton decrement that a step leaves, half of which is what the loss lies above its
-# minimum. Beyond the first, probabilities change by some 1e-4 at most. Up to the second, a solution
-# goes while it costs little.
-_CLOSE = 1e-6
+# minimum. Up to the second, a solution goes while it costs little.
+_CLOSE = 1e-5
 _EXACT = 1e-18
 _LITTLE = 2**30  # multiplications: some hundredths of a second of one core
 
 _ROUNDING = 1e-13  # of the loss, which can't tell better from worse beyond it
-_ROUGH = 1e-4  # of the loss, where double precision begins
-_FIRST_DAMPING = 0.03
+_APPROACH = 60  # iterations
+_PAIRS = 10  # that L-BFGS remembers
+_NEAR = 3e-4  # of the loss
 _LEAST_DAMPING = 1e-4
 _SUFFICIENT = 1e-4  # share of the predicted decrease that a step must bring
 _MAX_DIRECTIONS = 100
@@ -54,7 +55,7 @@ class Solution:
     loss : float
         Mean loss with the penalty.
     n_iter : int
-        Steps of Newton's method, those that were taken back among them.
+        Steps of both methods, those of Newton's that were taken back among them.
     """
 
     weight: Tensor
@@ -122,19 +123,20 @@ def solve(
 
     References
     ----------
-    J. Nocedal and S. Wright, Numerical Optimization, 2nd ed. (2006), sections 7.1 and 10.3.
+    J. Nocedal and S. Wright, Numerical Optimization, 2nd ed. (2006), sections 7.1, 7.2 and 10.3.
     """
     problem = _Problem(features, labels, weights, n_classes, weight_decay, label_smoothing)
-    point = problem.at(problem.start, torch.float32)
-    damping, tolerance = _FIRST_DAMPING, 0.1
-    n_iter, spent, n_directions = 0, 0, 0
+    point, n_iter = _approach(problem, max_iter)
+    spent = n_iter * problem.n_products
+    point = problem.at(point.coefficients, torch.float64)
+    damping, tolerance, n_directions = 0.0, 0.1, _APPROACH
     while n_iter < max_iter:
         n_iter += 1
         step = problem.newton_step(point, damping, tolerance, n_directions)
         n_directions = step.n_directions
         spent += n_directions * problem.n_products
-        there = problem.at(point.coefficients - step.change, point.gradient.dtype)
-        if point.is_precise and step.squared_decrement <= _ROUNDING * point.loss:
+        there = problem.at(point.coefficients - step.change, torch.float64)
+        if step.squared_decrement <= _ROUNDING * point.loss:
             if there.loss <= point.loss * (1 + _ROUNDING):
                 point = there
             break
@@ -144,7 +146,7 @@ def solve(
         if gain > _SUFFICIENT:
             point = there
             enough = _CLOSE if spent > _LITTLE else _EXACT
-            if point.is_precise and not damping and left < enough:
+            if not damping and left < enough:
                 break
         if gain < 0.25:
             damping = max(4 * damping, 10 * _LEAST_DAMPING)
@@ -152,8 +154,6 @@ def solve(
             damping = damping / 8 if damping > 2 * _LEAST_DAMPING else 0.0
         if left < 1e-3:  # the quadratic model is good enough to be solved well
             tolerance = 0.03
-        if not point.is_precise and min(left, step.squared_decrement) < _ROUGH * point.loss:
-            point = problem.at(point.coefficients, torch.float64)
     # What is the same for all classes means nothing, and is rounding.
     weight, bias = problem.weight_and_bias(point.coefficients - point.coefficients.mean(0))
     return Solution(weight, bias, point.loss, n_iter)
@@ -168,9 +168,62 @@ class _Point:
     gradient: Tensor
     proba: Tensor
 
-    @property
-    def is_precise(self) -> bool:
-        return self.gradient.dtype == torch.float64
+
+def _approach(problem: _Problem, max_iter: int) -> tuple[_Point, int]:
+    """Come near by L-BFGS in single precision; give the number of iterations, too."""
+    point = problem.at(problem.start, torch.float32)
+    pairs: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=_PAIRS)
+    n_iter = 0
+    while n_iter < min(_APPROACH, max_iter):
+        n_iter += 1
+        direction = _two_loops(point.gradient, pairs, problem.diagonal(point.proba))
+        squared_decrement = float((point.gradient * direction).sum(dtype=torch.float64))
+        if squared_decrement < _NEAR * point.loss:
+            break
+        further = _backtrack(problem, point, direction, squared_decrement)
+        if further is None:
+            break
+        there, moved = further
+        change = there.gradient - point.gradient
+        product = float((moved * change).sum(dtype=torch.float64))
+        if product > 0:
+            pairs.append((moved, change, product))
+        point = there
+    return point, n_iter
+
+
+def _backtrack(
+    problem: _Problem, point: _Point, direction: Tensor, squared_decrement: float
+) -> tuple[_Point, Tensor] | None:
+    """Shorten the step until the loss falls; None if it doesn't."""
+    share = 1.0
+    while share > 1e-6:
+        moved = -share * direction
+        there = problem.at(
+            point.coefficients + _along(problem.axes.T, moved.double()), torch.float32
+        )
+        if there.loss <= point.loss - _SUFFICIENT * share * squared_decrement:
+            return there, moved
+        share /= 4
+    return None
+
+
+def _two_loops(
+    gradient: Tensor, pairs: Sequence[tuple[Tensor, Tensor, float]], diagonal: Tensor
+) -> Tensor:
+    """Multiply by the inverse Hessian as L-BFGS has it (Nocedal and Wright, algorithm 7.4)."""
+    direction, shares = gradient.clone(), []
+    for moved, change, product in reversed(pairs):
+        shares.append(float((moved * direction).sum()) / product)
+        direction.sub_(change, alpha=shares[-1])
+    direction /= diagonal
+    if pairs:
+        _, change, product = pairs[-1]
+        direction *= product / float((change * (change / diagonal)).sum())
+    for moved, change, product in pairs:
+        share = shares.pop() - float((change * direction).sum()) / product
+        direction.add_(moved, alpha=share)
+    return direction
 
 
 @dataclass(frozen=True)
@@ -273,19 +326,32 @@ class _Problem:
             gradient = _along(self.axes, gradient)
         return _Point(coefficients, float(loss), gradient, proba)
 
+    def diagonal(self, proba: Tensor, factors: Tensor | None = None) -> Tensor:
+        """Diagonal of the Hessian, if all images were equally uncertain of all classes.
+
+        Without the terms that have these factors.
+        """
+        total = self.rough_shares @ (1 - proba.square().sum(0))
+        if factors is not None:
+            total = (total - factors.square().sum()).clamp_min(0)
+        diagonal = total / len(proba) * self.variances + self.rough_decay
+        # Rounding must not make it zero.
+        return diagonal + max(1e-6 * float(diagonal.mean()), 1e-30)
+
     def newton_step(
         self, point: _Point, damping: float, tolerance: float, n_directions: int
     ) -> _Step:
         """Solve Newton's equation to a tolerance, which shall take so many directions."""
         proba, shares = point.proba, self.rough_shares
-        diagonal = self.rough_decay + damping * self.variances
+        damped = damping * self.variances
+        diagonal = self.rough_decay + damped
 
         def hessian(direction: Tensor) -> Tensor:
             change = direction @ self.rough_rows.T
             change.sub_((proba * change).sum(0)).mul_(proba).mul_(shares)
             return torch.addmm(diagonal * direction, change, self.rough_rows)
 
-        precondition = self._preconditioner(proba, diagonal, self._rank(n_directions))
+        precondition = self._preconditioner(proba, damped, self._rank(n_directions))
         scale = float(point.gradient.abs().max().clamp_min(1e-300))  # single precision is narrow
         gradient = (point.gradient / scale).float()
         solution, error, n_directions = _conjugate_gradients(
@@ -303,7 +369,7 @@ class _Problem:
         return int((ranks**2 * (width + ranks) <= work).sum())
 
     def _preconditioner(
-        self, proba: Tensor, diagonal: Tensor, rank: int
+        self, proba: Tensor, damped: Tensor, rank: int
     ) -> Callable[[Tensor], Tensor]:
         """Invert nearly what the Hessian is at these probabilities.
 
@@ -312,14 +378,10 @@ class _Problem:
         the sum of both.
         """
         index, factors = _largest_uncertainties(proba, self.rough_shares, rank)
-        total = self.rough_shares @ (1 - proba.square().sum(0))
-        rest = (total - factors.square().sum()).clamp_min(0) / len(proba)
-        diagonal = diagonal + rest * self.variances
-        # Rounding must not make it zero.
-        diagonal += max(1e-6 * float(diagonal.mean()), 1e-30)
+        diagonal = self.diagonal(proba, factors) + damped
         if not rank:
             return lambda residual: residual / diagonal
-        used, place = index.unique(return_inverse=True)  # an image may have several terms
+        used, place = torch.unique(index, return_inverse=True)  # an image may have several terms
         rows = self.rough_rows[used]
         scaled = rows / diagonal
         small = (rows @ scaled.T)[place][:, place].mul_(factors.T @ factors)
