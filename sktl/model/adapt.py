@@ -18,8 +18,8 @@ from ..frozen.prefix import run_on_images
 from ..hardware import PRECISIONS
 from ..images.reading import Images
 from ..training.heads import Head, HeadShape, linear_inputs
-from ..training.net import BATCH_NORMS
 from ..training.optimization import TrainingPlan, default_lr
+from ..training.suffix import BATCH_NORMS
 from .alignment import (
     Home,
     LabelledFeatures,
