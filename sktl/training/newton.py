@@ -385,7 +385,8 @@ class _Problem:
         rows = self.rough_rows[used]
         scaled = rows / diagonal
         small = (rows @ scaled.T)[place][:, place].mul_(factors.T @ factors)
-        small.diagonal().add_(1)
+        # More than one, so that rounding of large terms can't make it indefinite.
+        small.diagonal().add_(1 + 1e-5 * float(small.diagonal().max()))
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(small))
 
         def precondition(residual: Tensor) -> Tensor:
