@@ -32,6 +32,8 @@ _EXACT = 1e-18
 _LITTLE = 2**30  # multiplications: some hundredths of a second of one core
 
 _ROUNDING = 1e-13  # of the loss, which can't tell better from worse beyond it
+_STALLED = 1e-9  # by which the loss must fall; single precision can't solve all equations
+_MOST_STALLED = 10  # steps in a row
 _APPROACH = 60  # iterations
 _PAIRS = 10  # that L-BFGS remembers
 _NEAR = 3e-4  # of the loss
@@ -130,7 +132,9 @@ def solve(
     spent = n_iter * problem.n_products
     point = problem.at(point.coefficients, torch.float64)
     damping, tolerance, n_directions = 0.0, 0.1, _APPROACH
-    while n_iter < max_iter:
+    n_stalled = 0
+    # A minimum is not below zero: where the loss is near it, as that of separable rows, it's found.
+    while n_iter < max_iter and point.loss > _CLOSE / 2 and n_stalled < _MOST_STALLED:
         n_iter += 1
         step = problem.newton_step(point, damping, tolerance, n_directions)
         n_directions = step.n_directions
@@ -140,6 +144,7 @@ def solve(
             if there.loss <= point.loss * (1 + _ROUNDING):
                 point = there
             break
+        n_stalled = n_stalled + 1 if point.loss - there.loss < _STALLED else 0
         # One where the loss falls as its quadratic model does.
         gain = 2 * (point.loss - there.loss) / max(step.squared_decrement, 1e-300)
         left = step.squared_decrement * (step.error + (gain - 1) ** 2)

@@ -128,6 +128,14 @@ def test_separable_rows_come_to_an_end(weight_decay):
     assert torch.equal(predicted, labels)
 
 
+@pytest.mark.parametrize("weight_decay", [0.0, 1e-9])
+def test_next_to_no_penalty_takes_few_steps(weight_decay):
+    features, labels = problem(160, 100, 10)
+    found = solve(features, labels, torch.ones(160), 10, weight_decay=weight_decay)
+    assert found.n_iter < 100
+    assert found.loss < 1e-4
+
+
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 1e6])
 def test_features_of_any_scale(scale):
     features, labels = problem(60, 8, 3)
