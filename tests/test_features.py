@@ -385,7 +385,7 @@ def test_names_of_tokens(photographs):
     stage = "encoder.layers.encoder_layer_0"
     tokens = frames[0][[f"{stage}_{token}_7" for token in range(5)]]
     assert_close(tokens.mean(axis=1), frames[1][f"{stage}_7"].to_numpy())
-    assert list(frames[0].columns[[1, 768]]) == [f"{stage}_0_1", f"{stage}_1_0"]
+    assert list(frames[0].columns[[1, 48]]) == [f"{stage}_0_1", f"{stage}_1_0"]
 
 
 def test_flattened_features_of_no_stage_are_numbered(network, photographs):
