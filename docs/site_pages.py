@@ -62,7 +62,7 @@ MODULES = {
         "images.augmentation images"
     ),
     "Backbones: Networks, their weights, and where they can be cut.": (
-        "backbones.efficientnet_lite backbones.registry backbones.weights backbones.graph "
+        "backbones.efficientnet_lite backbones.registry backbones.weights backbones.graph backbones.classifier "
         "backbones.stages backbones.split backbones"
     ),
     "Cache: Features by image content.": "cache.leases cache",

@@ -97,11 +97,6 @@ class Backbone:
         """Names of the stages in forward order."""
         return self.splitter.stages if self.known_stages is None else self.known_stages
 
-    @property
-    def traceable(self) -> bool:
-        """Whether the network can be cut between its stages."""
-        return not isinstance(self.splitter, OpaqueNetwork)
-
     def freeze_depth(self, freeze: int | str) -> int:
         """Number of frozen stages that the parameter `freeze` means.
 
@@ -121,13 +116,15 @@ class Backbone:
             return n if freeze == "all" else 0
         if isinstance(freeze, str) and freeze in self.stages:
             return self.stages.index(freeze) + 1
+        if n == 1 and freeze != 0 and isinstance(self.splitter, OpaqueNetwork):
+            # Its one stage is no choice of anybody's: -1 would silently train everything.
+            raise ValueError(
+                f"freeze={shown(freeze)}: torch.fx can't trace this network "
+                f"({self.splitter.reason}), so it has no stages to cut between. It can be frozen "
+                'whole or not at all: "all" or "none".'
+            )
         if not isinstance(freeze, str | bool) and -n <= freeze <= n:
             return int(freeze) if freeze >= 0 else n + int(freeze)
-        if not self.traceable:
-            raise ValueError(
-                f"freeze={shown(freeze)}: torch.fx can't trace this network, so it has no stages "
-                'to cut between. It can be frozen whole or not at all: "all" or "none".'
-            )
         raise ValueError(
             f'freeze={shown(freeze)} is not possible: choose "all", "none", a number from {-n} to '
             f"{n}, or one of the {n} stages {list(self.stages)}."
@@ -336,7 +333,7 @@ def _load_later(backbone: str, source: WeightsSource, identity: bytes) -> Backbo
         if _identity(backbone, source) != identity:
             raise OSError(f"{source.name} has changed since it was first used. Fit again.")
         splitter = _prepare(architecture.build(initialise=False), source.recipe.crop)
-        load_weights(splitter.network, read(), splitter.classifier, source.name)
+        load_weights(splitter.network, read(), splitter.classifiers, source.name)
         return splitter
 
     return Backbone(architecture, source.recipe, load, identity)
@@ -357,7 +354,7 @@ def _load_now(
         architecture = replace(architecture, image_size=recipe.crop)
     splitter = _prepare(network, recipe.crop)
     if source.read is not None:
-        load_weights(network, source.read(), splitter.classifier, source.name)
+        load_weights(network, source.read(), splitter.classifiers, source.name)
     return _loaded_backbone(architecture, recipe, splitter)
 
 

@@ -6,7 +6,7 @@ import difflib
 import functools
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -215,7 +215,7 @@ def _unwrap(state: Any, path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(
-    network: nn.Module, state: dict[str, Tensor], classifier: str | None, name: str
+    network: nn.Module, state: dict[str, Tensor], classifiers: Sequence[str], name: str
 ) -> None:
     """Put weights into a network, whatever its classifier's shape.
 
@@ -224,8 +224,9 @@ def load_weights(
     network : torch.nn.Module
         Changed in place.
     state : dict of str to torch.Tensor
-    classifier : str or None
-        Path of the last linear layer; its keys may be missing, unexpected or misshapen.
+    classifiers : sequence of str
+        Paths of the linear layers that make the logits, or of their weights; those keys may be
+        missing, unexpected or misshapen.
     name : str
         How the message calls the weights.
 
@@ -237,7 +238,7 @@ def load_weights(
     state = {key: value for key, value in state.items() if not key.startswith(_AUXILIARY)}
     own = network.state_dict()
     state = _fit_image_size(state, own)
-    optional = set() if classifier is None else _keys_below(classifier, {*own, *state})
+    optional = _keys_below(classifiers, {*own, *state})
     missing = [k for k in own if k not in state and k not in optional]
     missing = [k for k in missing if not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in own and k not in optional]
@@ -256,8 +257,8 @@ def load_weights(
     network.load_state_dict(fitting, strict=False)
 
 
-def _keys_below(path: str, keys: set[str]) -> set[str]:
-    return {key for key in keys if key.startswith(path + ".")}
+def _keys_below(paths: Sequence[str], keys: set[str]) -> set[str]:
+    return {key for key in keys if any(key == p or key.startswith(p + ".") for p in paths)}
 
 
 def _enumerate(keys: list[str]) -> str:
