@@ -36,19 +36,11 @@ from .files.state import (
 )
 from .frozen.prefix import recall_stages, remember_stages
 from .hardware import PRECISIONS, choose_device, choose_precision, is_out_of_memory
+from .images.errors import UnreadableImagesError, UnreadableImageWarning, name_files
+from .images.format import ImageFormat, learn_format
+from .images.kinds import kind_of, looks_like_one_picture, one_picture_message
 from .images.preprocessing import RESIZE_MODES, checked_size
-from .images.reading import (
-    ImageFormat,
-    Images,
-    UnreadableImagesError,
-    UnreadableImageWarning,
-    kind_of,
-    learn_format,
-    looks_like_one_picture,
-    name_files,
-    one_picture_message,
-    open_images,
-)
+from .images.reading import Images, open_images
 from .messages import shown_several
 from .summary import Summary
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import fx, nn
 
-from sktl import PretrainedImageClassifier, engine, prefix
+from sktl import PretrainedImageClassifier
 from sktl.backbones import load_backbone
+from sktl.frozen import engine, prefix
 from sktl.frozen.engine import EngineNetwork, engine_name, is_worth_it
 from sktl.frozen.fusion import fold_norms, fuse, kernels
 from sktl.frozen.module import FrozenModule, computed_by

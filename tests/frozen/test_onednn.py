@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sktl import PretrainedImageClassifier, compat, onednn
+from sktl import PretrainedImageClassifier, compat
+from sktl.frozen import onednn
 from sktl.frozen.fusion import fuse, kernels
 from sktl.frozen.onednn import usable
 

@@ -10,7 +10,8 @@ from PIL import Image
 from torch import nn
 from torchvision.models import SwinTransformer, VisionTransformer
 
-from sktl import PretrainedImageClassifier, explanation
+from sktl import PretrainedImageClassifier
+from sktl.model import explain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -96,7 +97,7 @@ def test_grad_cam_of_a_linear_head_on_means(clf, scenes):
 
 @pytest.mark.parametrize("settings", [{}, {"freeze": -1, "max_epochs": 1, "head": (8,)}])
 def test_integrated_gradients_sum_to_the_difference_of_logits(scenes, settings, monkeypatch):
-    monkeypatch.setattr(explanation, "_STEPS", 200)
+    monkeypatch.setattr(explain, "_STEPS", 200)
     X, _, _ = scenes
     labels = np.arange(24) % 3
     clf = PretrainedImageClassifier(

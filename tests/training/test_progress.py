@@ -15,7 +15,8 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from sktl import PretrainedImageClassifier, PretrainedImageFeatures, progress
+from sktl import PretrainedImageClassifier, PretrainedImageFeatures
+from sktl.training import progress
 
 X, Y = load_digits(n_class=2, return_X_y=True)
 X, Y = X[:40], Y[:40]
