@@ -62,8 +62,8 @@ MODULES = {
         "images.reading images.preprocessing images.augmentation images"
     ),
     "Backbones: Networks, their weights, and where they can be cut.": (
-        "backbones.efficientnet_lite backbones.registry backbones.weights backbones.graph backbones.classifier "
-        "backbones.stages backbones.split backbones"
+        "backbones.efficientnet_lite backbones.registry backbones.weights backbones.graph "
+        "backbones.classifier backbones.stages backbones.split backbones"
     ),
     "Cache: Features by image content.": (
         "cache.leases cache.protocol cache.memory cache.directory cache.opening cache"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -349,6 +350,7 @@ def _load_now(
         network = architecture.build(initialise=not pretrained)
     recipe = source.recipe
     if not isinstance(backbone, str) and (own := recipe_of_module(network)) is not None:
+        _warn_of_crop(network, own, recipe.resize_mode)
         own = replace(own, resize_mode=recipe.resize_mode)
         recipe = own if image_size is None else own.at(image_size)
         architecture = replace(architecture, image_size=recipe.crop)
@@ -356,6 +358,17 @@ def _load_now(
     if source.read is not None:
         load_weights(network, source.read(), splitter.classifiers, source.name)
     return _loaded_backbone(architecture, recipe, splitter)
+
+
+def _warn_of_crop(network: nn.Module, own: Recipe, resize_mode: str) -> None:
+    """Say that cropping isn't what the weights were evaluated with, as it is with most."""
+    if resize_mode == "crop" and own.resize_mode != "crop":
+        warnings.warn(
+            f'The weights of {type(network).__name__} were evaluated on whole pictures, and "crop" '
+            f"cuts their edges off. resize_mode={own.resize_mode!r} prepares them as then.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _loaded_backbone(

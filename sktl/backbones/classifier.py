@@ -168,6 +168,8 @@ def expose_features(
     classifiers : list of str
         Paths of the linear layers that make the logits, or of their weights.
     """
+    if gives_embeddings(network):
+        return graph, graph.boundaries[-1], []
     layers = classifier_layers(network, graph)
     if not layers:
         if _ends_in_a_layer(network, graph):
@@ -182,6 +184,11 @@ def expose_features(
         return graph, vector, paths
     graph = give_out(network, graph, names, image_size)
     return graph, graph.boundaries[-1], paths
+
+
+def gives_embeddings(network: nn.Module) -> bool:
+    """Whether it is a tower of open_clip, whose last layer projects and classifies nothing."""
+    return hasattr(network, "preprocess_cfg")
 
 
 def _paths(layer: fx.Node) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..images.preprocessing import Size, height_width
-from .classifier import expose_features, warn_of_output
+from .classifier import expose_features, gives_embeddings, warn_of_output
 from .graph import (
     NetworkGraph,
     NotTraceableError,
@@ -328,7 +328,7 @@ def _last_linear(network: nn.Module, image_size: Size) -> str | None:
             lambda _module, _inputs, output, name=name: outputs.__setitem__(name, output)
         )
         for name, module in network.named_modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear) and not gives_embeddings(network)
     ]
     images = torch.rand(
         (1, 3, *height_width(image_size)), generator=torch.Generator().manual_seed(0)

@@ -6,7 +6,7 @@ import difflib
 import functools
 import os
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -122,15 +122,48 @@ def _own_recipe(backbone: Any) -> Recipe:
 
 
 def recipe_of_module(module: nn.Module) -> Recipe | None:
-    """Read the preprocessing that timm keeps with its networks, if there is one."""
-    config = getattr(module, "pretrained_cfg", None)
-    if not isinstance(config, dict) or not {"mean", "std", "input_size"} <= set(config):
+    """Read the preprocessing that timm and open_clip keep with their networks, if there is one.
+
+    Its `resize_mode` is the one that the weights were evaluated with.
+    """
+    for name, read in (("pretrained_cfg", _recipe_of_timm), ("preprocess_cfg", _recipe_of_clip)):
+        config = getattr(module, name, None)
+        if isinstance(config, Mapping) and {"mean", "std"} <= config.keys():
+            return read(config)
+    return None
+
+
+_CROP_MODES = {"squash": "squash", "border": "pad"}  # of timm
+_CLIP_MODES = {"squash": "squash", "longest": "pad"}  # of open_clip
+
+
+def _recipe_of_timm(config: Mapping[str, Any]) -> Recipe | None:
+    if "input_size" not in config:
         return None
     crop = as_size(config["input_size"][-2:])
     sides = tuple(max(n, int(n / (config.get("crop_pct") or 0.875))) for n in height_width(crop))
-    resize = as_size(sides)
-    interpolation = config.get("interpolation") or "bicubic"
-    return Recipe(resize, crop, interpolation, tuple(config["mean"]), tuple(config["std"]))
+    return Recipe(
+        as_size(sides),
+        crop,
+        config.get("interpolation") or "bicubic",
+        tuple(config["mean"]),
+        tuple(config["std"]),
+        resize_mode=_CROP_MODES.get(config.get("crop_mode") or "", "crop"),
+    )
+
+
+def _recipe_of_clip(config: Mapping[str, Any]) -> Recipe | None:
+    if "size" not in config:
+        return None
+    size = as_size(config["size"])
+    return Recipe(
+        size,
+        size,
+        config.get("interpolation") or "bicubic",
+        tuple(config["mean"]),
+        tuple(config["std"]),
+        resize_mode=_CLIP_MODES.get(config.get("resize_mode") or "", "crop"),
+    )
 
 
 def _embedded_source(weights: Any) -> WeightsSource:

@@ -11,7 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from sktl import PretrainedImageClassifier, PretrainedImageFeatures
+from sktl.backbones import load_backbone
 from sktl.backbones.split import TracedNetwork, make_splitter
+from sktl.backbones.weights import recipe_of_module
+from sktl.images.preprocessing import Recipe
 
 pytestmark = pytest.mark.core
 
@@ -360,6 +363,66 @@ def test_auxiliary_outputs_in_training_are_dropped(images):
     splitter = make_splitter(Auxiliary(), 16)
     assert splitter.classifiers == ("fc",)
     assert splitter.suffix(0, "auto").train()(images).shape == (2, 8)
+
+
+# Preprocessing -----------------------------------------------------------------------------
+
+MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "mode"),
+    [
+        ("pretrained_cfg", {"input_size": (3, 16, 16), "crop_mode": "squash"}, "squash"),
+        ("pretrained_cfg", {"input_size": (3, 16, 16), "crop_mode": "border"}, "pad"),
+        ("pretrained_cfg", {"input_size": (3, 16, 16), "crop_mode": "center"}, "crop"),
+        ("preprocess_cfg", {"size": (16, 16), "resize_mode": "squash"}, "squash"),
+        ("preprocess_cfg", {"size": 16, "resize_mode": "longest"}, "pad"),
+        ("preprocess_cfg", {"size": 16, "resize_mode": "shortest"}, "crop"),
+    ],
+)
+def test_preprocessing_that_a_network_brings(name, config, mode):
+    network = trunk()
+    more = {"mean": MEAN, "std": STD, "interpolation": "bilinear", "crop_pct": 1.0}
+    setattr(network, name, config | more)
+    assert recipe_of_module(network) == Recipe(16, 16, "bilinear", MEAN, STD, resize_mode=mode)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = load_backbone(network)
+    assert (found.recipe.mean, found.recipe.std, found.recipe.crop) == (MEAN, STD, 16)
+    said = [w for w in caught if f"resize_mode='{mode}'" in str(w.message)]
+    assert len(said) == (mode != "crop")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_backbone(network, resize_mode=mode)
+
+
+@pytest.mark.parametrize("build", [lambda: nn.Sequential(trunk(), nn.Linear(8, 5)), Opaque])
+def test_an_embedding_is_no_class_scores(build, images):
+    """What brings open_clip's preprocessing is a tower, and its last layer a projection."""
+    network = build().eval()
+    network.preprocess_cfg = {"size": 16, "mean": MEAN, "std": STD}
+    splitter = make_splitter(network, 16)
+    with torch.inference_mode():
+        found = splitter.prefix(len(splitter.stages), "auto")(images)
+        torch.testing.assert_close(found, network(images))
+
+
+def test_a_tower_of_open_clip_gives_what_it_encodes():
+    open_clip = pytest.importorskip("open_clip")
+    skimage_data = pytest.importorskip("skimage.data")
+    Image = pytest.importorskip("PIL.Image")
+    torch.manual_seed(0)
+    model, _, transform = open_clip.create_model_and_transforms("ViT-S-32", pretrained=None)
+    model.eval()
+    picture = skimage_data.chelsea()
+    features = PretrainedImageFeatures(model.visual, resize_mode="crop", cache=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        found = features.fit_transform(np.stack([picture, picture[:, ::-1]]))[:1]
+    with torch.inference_mode():
+        expected = model.encode_image(transform(Image.fromarray(picture))[None]).numpy()
+    np.testing.assert_allclose(found, expected, atol=2e-2 * np.abs(expected).max())
 
 
 # timm --------------------------------------------------------------------------------------
