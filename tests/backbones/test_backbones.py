@@ -126,7 +126,7 @@ def test_boundaries_are_all_points_where_one_tensor_flows(name):
 def test_features_are_what_the_last_linear_layer_reads(name, classifier, width):
     network, size = untrained(name)
     splitter = make_splitter(network, size)
-    assert splitter.classifier == classifier
+    assert splitter.classifiers == (classifier,)
     with torch.inference_mode():
         features = splitter.prefix(len(splitter.stages), "auto")(torch.zeros(2, 3, size, size))
     assert features.shape == (2, width)
