@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from importlib.metadata import version
 from inspect import Parameter, signature
 from numbers import Integral
 from typing import Any, TypeVar
@@ -51,6 +50,7 @@ from .images.reading import (
 )
 from .messages import shown_several
 from .summary import Summary
+from .version import __version__
 
 _Result = TypeVar("_Result")
 _Rows = TypeVar("_Rows", bound=np.floating[Any])
@@ -254,7 +254,7 @@ class ImageEstimator(BaseEstimator):
             state["_format"] = to_settings(state["_format"])
         if self.__sklearn_is_fitted__():
             state = self._store(state, pack)
-        return state | {"_sktl_version": version("sktl")}
+        return state | {"_sktl_version": __version__}
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return new_object(), (type(self),), self.__getstate__()
@@ -266,7 +266,7 @@ class ImageEstimator(BaseEstimator):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = {name: unpack(value) for name, value in state.items()}
-        written, current = state.pop("_sktl_version", "unknown"), version("sktl")
+        written, current = state.pop("_sktl_version", "unknown"), __version__
         if written != current:
             warnings.warn(
                 InconsistentVersionWarning(
