@@ -34,7 +34,13 @@ from .files.state import (
     unpack,
 )
 from .frozen.prefix import recall_stages, remember_stages
-from .hardware import PRECISIONS, choose_device, choose_precision, is_out_of_memory
+from .hardware import (
+    PRECISIONS,
+    choose_device,
+    choose_precision,
+    is_out_of_memory,
+    warn_if_emulated,
+)
 from .images.preprocessing import RESIZE_MODES, checked_size
 from .images.reading import (
     ImageFormat,
@@ -58,6 +64,9 @@ _Rows = TypeVar("_Rows", bound=np.floating[Any])
 
 class ImageEstimator(BaseEstimator):
     """Base of the estimators that look at images through a pretrained backbone."""
+
+    device_: torch.device
+    precision_: str
 
     _parameter_constraints: dict[str, list[Any]] = {
         "backbone": [str, callable],
@@ -100,6 +109,7 @@ class ImageEstimator(BaseEstimator):
         self, images: Images, compute: Callable[[], npt.NDArray[_Rows]], none: str
     ) -> npt.NDArray[_Rows]:
         """Compute rows for images; those that can't be read get NaN, or are an error."""
+        warn_if_emulated(self.precision_, self.device_)
         with images.noting() as bad:
             answers = compute()
         answers[self._report(images, bad, none)] = np.nan
@@ -176,7 +186,9 @@ class ImageEstimator(BaseEstimator):
 
     def _choose_hardware(self) -> tuple[torch.device, str]:
         device = choose_device(self.device)
-        return device, choose_precision(self.precision, device)
+        precision = choose_precision(self.precision, device)
+        warn_if_emulated(precision, device)
+        return device, precision
 
     def _cache(self) -> FeatureCache | None:
         return open_cache(self.cache)
