@@ -84,7 +84,7 @@ def bare_pass(network: torch.nn.Module, images: torch.Tensor, batch_size: int = 
 
 def forget() -> None:
     """Empty sktl's cache, so that a fit starts cold."""
-    sktl.cache._memory_cache.clear()
+    sktl.cache.memory_cache.clear()
 
 
 def take_turns(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:

@@ -19,7 +19,8 @@ from sklearn.datasets import load_sample_images
 from sktl.backbones import load_backbone
 from sktl.frozen.module import FrozenModule, ahead
 from sktl.hardware import choose_precision
-from sktl.images.reading import learn_format, open_images
+from sktl.images.format import learn_format
+from sktl.images.reading import open_images
 
 SIDE = 320  # pixels of the files
 PER_RUN = 32

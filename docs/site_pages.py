@@ -58,22 +58,24 @@ MODULES = {
         "version compat messages atomic randomness threads hardware parallel constraints"
     ),
     "Images: From what X is to uint8 pixels, and on to what a network was trained on.": (
-        "images.bands images.depth images.decoding images.reading images.preprocessing "
-        "images.augmentation images"
+        "images.errors images.bands images.depth images.decoding images.kinds images.format "
+        "images.reading images.preprocessing images.augmentation images"
     ),
     "Backbones: Networks, their weights, and where they can be cut.": (
         "backbones.efficientnet_lite backbones.registry backbones.weights backbones.graph "
         "backbones.stages backbones.split backbones"
     ),
-    "Cache: Features by image content.": "cache.leases cache",
+    "Cache: Features by image content.": (
+        "cache.leases cache.protocol cache.memory cache.directory cache.opening cache"
+    ),
     "Frozen prefix: Each image once.": (
         "frozen.onednn frozen.fusion frozen.translation frozen.engine frozen.module "
         "frozen.prefix frozen"
     ),
     "Suffix and head: From features to logits.": (
         "training.heads training.newton training.solutions training.optimization "
-        "training.batches training.depthwise training.net training.progress training.epochs "
-        "training"
+        "training.batches training.depthwise training.averaging training.suffix training.steps "
+        "training.net training.progress training.epochs training"
     ),
     "Model: Backbone, suffix and head together, and what can be done with them.": (
         "model.joined model.alignment model.fit model.adapt model.explain "

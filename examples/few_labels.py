@@ -2,14 +2,14 @@
 Few labels, many pictures
 =========================
 
-Learn from five labelled pictures a class, and from all the others without their labels.
+Learn from two labelled pictures a class, and from all the others without their labels.
 
 ``python examples/few_labels.py [path/to/pictures]``; without a folder of your own, the pictures are
-crops of ten photographs.
+pieces of thirteen photographs.
 """
 
 # %%
-# A quarter of the pictures is set aside for the test. Of the others, five a class keep their label.
+# A quarter of the pictures is set aside for the test. Of the others, two a class keep their label.
 
 import sys
 
@@ -24,7 +24,7 @@ from sklearn.semi_supervised import LabelSpreading, SelfTrainingClassifier
 
 from sktl import PretrainedImageClassifier, PretrainedImageFeatures, load_image_folder
 
-LABELS = 5
+LABELS = 2
 UNKNOWN = -1  # scikit-learn's label of samples that have none
 
 pictures = load_image_folder(folder_of_pictures(sys.argv[1:]))

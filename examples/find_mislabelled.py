@@ -5,7 +5,7 @@ Pictures in the wrong folder
 Find pictures that may be mislabelled, in a folder with one sub-folder a class.
 
 ``python examples/find_mislabelled.py [path/to/pictures]``; without a folder of your own, the
-pictures are crops of ten photographs, of which ten are moved to a wrong folder first.
+pictures are pieces of thirteen photographs, of which thirteen are moved to a wrong folder first.
 """
 
 # %%

@@ -24,8 +24,8 @@ strings.
 
 ``python examples/from_keras.py [path/to/pictures [backbone [weights]]]``: with ``vgg16`` as the
 backbone, its weights (528 MB) are downloaded once; ``mobilenet_v2 mobilenet.pth`` takes another
-network and a state dict. Without arguments, the pictures are crops of ten photographs, and the
-network is the one that comes with sktl.
+network and a state dict. Without arguments, the pictures are pieces of thirteen photographs, and
+the network is the one that comes with sktl.
 """
 
 # %%

@@ -5,7 +5,7 @@ Groups without labels
 Sort a folder of pictures into groups of what looks alike. No labels are used.
 
 ``python examples/group_pictures.py [path/to/pictures]``; without a folder of your own, the pictures
-are crops of ten photographs.
+are pieces of thirteen photographs.
 """
 
 # %%

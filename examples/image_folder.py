@@ -5,7 +5,7 @@ A folder of pictures
 Classify pictures that lie in one sub-folder a class: search, look at the errors, save and load.
 
 ``python examples/image_folder.py [path/to/pictures]``; without a folder of your own, the pictures
-are crops of ten photographs.
+are pieces of thirteen photographs.
 """
 
 # %%

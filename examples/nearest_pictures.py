@@ -5,7 +5,7 @@ Pictures that look alike
 Find the pictures of a folder that look most like one of them, or like another picture.
 
 ``python examples/nearest_pictures.py [path/to/pictures [path/to/one.jpg]]``; without a folder of
-your own, the pictures are crops of ten photographs.
+your own, the pictures are pieces of thirteen photographs.
 """
 
 # %%

@@ -5,8 +5,8 @@ Pictures from another source
 Adapt a classifier to pictures from another camera, without their labels.
 
 ``python examples/other_source.py [path/to/pictures]``; without a folder of your own, the pictures
-are crops of ten photographs. The other source is made here: the same kinds of picture, small and
-badly compressed.
+are pieces of thirteen photographs. The other source is made here: the same kinds of picture, small
+and badly compressed.
 """
 
 # %%

@@ -9,62 +9,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SIDE = 32  # of a crop, in pixels
+SIDE = 96  # of a piece in a folder, in pixels
 _folders = []  # deleted when Python ends
 
 
-def folder_of_pictures(arguments):
-    """Name the folder of the first argument, or make one where there is none."""
-    return Path(arguments[0]) if arguments else make_folder()
-
-
-def make_folder(n_crops=24):
-    """Cut crops out of ten photographs of scikit-image, which are the classes.
-
-    No two crops overlap, so a classifier is tested on parts that it hasn't seen.
-    """
+def load_photographs():
+    """Read thirteen photographs of scikit-image, by the names of what they show."""
     from skimage import data
 
-    photographs = {
-        "brick": data.brick(),
-        "cat": data.chelsea(),
-        "coffee": data.coffee(),
-        "coins": data.coins(),
-        "galaxies": data.hubble_deep_field(),
-        "grass": data.grass(),
-        "gravel": data.gravel(),
-        "moon": data.moon(),
-        "retina": data.retina()[256:1152, 256:1152],
-        "tissue": data.immunohistochemistry(),
-    }
-    _folders.append(tempfile.TemporaryDirectory(prefix="sktl-pictures-"))
-    root, rng = Path(_folders[-1].name), np.random.default_rng(0)
-    for kind, photograph in photographs.items():
-        (root / kind).mkdir()
-        rows, columns = (length // SIDE for length in photograph.shape[:2])
-        places = rng.permutation(rows * columns)[:n_crops]
-        for number, place in enumerate(places):
-            top, left = SIDE * (place // columns), SIDE * (place % columns)
-            crop = Image.fromarray(photograph[top : top + SIDE, left : left + SIDE])
-            crop.save(root / kind / f"{kind}{number:02}.png")
-    return root
-
-
-def pieces_of_photographs(n_train, n_test, *, side=64, seed=0):
-    """Cut pieces out of thirteen photographs of scikit-image, which are the classes.
-
-    Pieces to train on come from the left half of a photograph, and those to test on from its right
-    half. They are ordered so that each row of thirteen has one of each class.
-
-    Returns
-    -------
-    X_train, y_train, X_test, y_test : arrays
-        uint8 images of shape (13 * n, side, side, 3), and names.
-    """
-    from skimage import data
-    from skimage.color import gray2rgb
-
-    photographs = {
+    return {
         "astronaut": data.astronaut(),
         "brick": data.brick(),
         "cat": data.chelsea(),
@@ -79,7 +32,45 @@ def pieces_of_photographs(n_train, n_test, *, side=64, seed=0):
         "rocket": data.rocket(),
         "tissue": data.immunohistochemistry(),
     }
-    rng = np.random.default_rng(seed)
+
+
+def folder_of_pictures(arguments):
+    """Name the folder of the first argument, or make one where there is none."""
+    return Path(arguments[0]) if arguments else make_folder()
+
+
+def make_folder(n_pieces=12):
+    """Cut pieces out of thirteen photographs, which are the classes.
+
+    No two pieces overlap, so a classifier is tested on parts that it hasn't seen.
+    """
+    _folders.append(tempfile.TemporaryDirectory(prefix="sktl-pictures-"))
+    root, rng = Path(_folders[-1].name), np.random.default_rng(0)
+    for kind, photograph in load_photographs().items():
+        (root / kind).mkdir()
+        rows, columns = (length // SIDE for length in photograph.shape[:2])
+        places = rng.permutation(rows * columns)[:n_pieces]
+        for number, place in enumerate(places):
+            top, left = SIDE * (place // columns), SIDE * (place % columns)
+            piece = Image.fromarray(photograph[top : top + SIDE, left : left + SIDE])
+            piece.save(root / kind / f"{kind}{number:02}.png")
+    return root
+
+
+def pieces_of_photographs(n_train, n_test, *, side=64, seed=0):
+    """Cut pieces out of thirteen photographs of scikit-image, which are the classes.
+
+    Pieces to train on come from the left half of a photograph, and those to test on from its right
+    half. They are ordered so that each row of thirteen has one of each class.
+
+    Returns
+    -------
+    X_train, y_train, X_test, y_test : arrays
+        uint8 images of shape (13 * n, side, side, 3), and names.
+    """
+    from skimage.color import gray2rgb
+
+    photographs, rng = load_photographs(), np.random.default_rng(seed)
 
     def cut(photograph, columns):
         top = rng.integers(photograph.shape[0] - side + 1)

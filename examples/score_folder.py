@@ -5,7 +5,7 @@ Scores of a folder
 Classify all pictures of a folder, however many, and write a Parquet file.
 
 ``pip install "sktl[score]"``, then ``python examples/score_folder.py MODEL FOLDER OUTPUT``; without
-these, it fits a classifier to crops of ten photographs and scores the same crops.
+these, it fits a classifier to pieces of thirteen photographs and scores the same pieces.
 
 The table has a row a picture: its path, the label, the probability of each class, and of a picture
 that can't be read the error in place of these.
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from contact_sheet import find_pictures
+from contact_sheet import find_pictures, save_sheet
 from pictures import make_folder
 
 import sktl
@@ -55,11 +55,19 @@ def main():
             n_errors += sum(error is not None for error in columns[-1])
             print(f"{min(start + arguments.block, len(paths))} of {len(paths)}", flush=True)
     print(f"{arguments.output} has {len(paths)} rows, {n_errors} of them with an error")
-    print(pq.read_table(arguments.output).slice(0, 1).to_pylist())
+    table = pq.read_table(arguments.output)
+    print(table.slice(0, 1).to_pylist())
+    return save_sheet("scores", [("every sixth picture, and its label", tiles_of(table)[::6][:16])])
+
+
+def tiles_of(table):
+    """The pictures that could be read, with their labels."""
+    rows = table.select(["path", "label"]).to_pylist()
+    return [(row["path"], str(row["label"])) for row in rows if row["label"] is not None]
 
 
 def made_up_arguments():
-    folder = make_folder(n_crops=6)
+    folder = make_folder(n_pieces=6)
     pictures = sktl.load_image_folder(folder)
     labels = pictures.target_names[pictures.target]
     clf = sktl.PretrainedImageClassifier(image_size=64).fit(pictures.data, labels)
@@ -111,4 +119,4 @@ def replacing(path):
 
 
 if __name__ == "__main__":
-    main()
+    sheet = main()

@@ -9,7 +9,7 @@ from .datasets import load_image_folder, load_image_table
 from .features import PretrainedImageFeatures
 from .files.container import FileFormatError, NotSavableError
 from .files.saving import MissingWeightsError, load
-from .images.reading import UnreadableImagesError, UnreadableImageWarning
+from .images.errors import UnreadableImagesError, UnreadableImageWarning
 from .model.adapt import DomainShiftWarning, NoDomainShiftWarning
 from .parallel import data_parallel
 from .version import __version__ as __version__

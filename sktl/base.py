@@ -41,19 +41,11 @@ from .hardware import (
     is_out_of_memory,
     warn_if_emulated,
 )
+from .images.errors import UnreadableImagesError, UnreadableImageWarning, name_files
+from .images.format import ImageFormat, learn_format
+from .images.kinds import kind_of, looks_like_one_picture, one_picture_message
 from .images.preprocessing import RESIZE_MODES, checked_size
-from .images.reading import (
-    ImageFormat,
-    Images,
-    UnreadableImagesError,
-    UnreadableImageWarning,
-    kind_of,
-    learn_format,
-    looks_like_one_picture,
-    name_files,
-    one_picture_message,
-    open_images,
-)
+from .images.reading import Images, open_images
 from .messages import shown_several
 from .summary import Summary
 from .version import __version__

@@ -27,7 +27,8 @@ from .files.layout import CLASSIFIER
 from .files.saving import savable
 from .files.state import Packer, plain_rows, read_rows, restore_model, store_model
 from .images.augmentation import AUGMENTATIONS
-from .images.reading import Images, kind_of, looks_like_one_picture, one_picture_message
+from .images.kinds import kind_of, looks_like_one_picture, one_picture_message
+from .images.reading import Images
 from .labels import check_labels, check_weights, class_numbers
 from .messages import shown, shown_several
 from .model.adapt import METHODS, Adaptation, Job, adapt_model

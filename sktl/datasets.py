@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageFile
 from sklearn.utils import Bunch
 
-from .images.reading import listed
+from .images.errors import listed
 from .messages import shown, shown_several
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from torch import nn
 
 from sktl import PretrainedImageClassifier, PretrainedImageFeatures
 from sktl.constraints import InvalidParameterError
-from sktl.images.reading import UnreadableImagesError
+from sktl.images.errors import UnreadableImagesError
 
 N = 24
 SIZE = 32

@@ -23,7 +23,8 @@ from sktl import PretrainedImageFeatures
 from sktl.backbones import load_backbone
 from sktl.cache import MemoryCache
 from sktl.frozen.prefix import freeze_stage
-from sktl.images.reading import learn_format, open_images
+from sktl.images.format import learn_format
+from sktl.images.reading import open_images
 
 SIZE = 64
 

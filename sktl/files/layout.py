@@ -21,8 +21,8 @@ from ..backbones import Backbone, list_backbones
 from ..compat import OUTPUT_CONFIG
 from ..hardware import PRECISIONS
 from ..images.bands import Band, BandChoice
+from ..images.kinds import CHANNELS
 from ..images.preprocessing import RESIZE_MODES, Size, as_size, height_width
-from ..images.reading import CHANNELS
 from ..model.adapt import METHODS
 from ..training.heads import HEADS, ONE_LAYER
 from ..training.optimization import OPTIMIZERS, SCHEDULES, UNFREEZING

@@ -18,8 +18,8 @@ from ..frozen.prefix import run_on_images
 from ..hardware import PRECISIONS
 from ..images.reading import Images
 from ..training.heads import Head, HeadShape, linear_inputs
-from ..training.net import BATCH_NORMS
 from ..training.optimization import TrainingPlan, default_lr
+from ..training.suffix import BATCH_NORMS
 from .alignment import (
     Home,
     LabelledFeatures,
@@ -52,7 +52,7 @@ class DomainShiftWarning(UserWarning):
 
 
 class NoDomainShiftWarning(UserWarning):
-    """The images look like those of the fit, so that nothing was adapted."""
+    """Nothing was adapted: the images look like those of the fit, or none tells if it helps."""
 
 
 @dataclass(frozen=True)
@@ -167,14 +167,15 @@ def adapt_model(job: Job, method: str, check: bool) -> Adaptation:
         If the model is left as it is.
     """
     _refuse_the_impossible(job, method)
-    adapts = not check or _is_called_for(job, method)
+    reason = _why_not_called_for(job, method) if check else None
+    adapts = reason is None
     model, features = METHODS[method](job) if adapts else (replace(job.model), job.features)
     proportions = torch.softmax(model.logits_of(features).double(), dim=1).mean(0)
     judged = expected_accuracy(job.home, job.target)
     if not adapts:
         warnings.warn(
-            "The images look like those of the fit and would not teach the classifier more, so it "
-            "stays as it is. Pass check=False to adapt it all the same.",
+            f"{reason}, so the classifier stays as it is. Pass check=False to adapt it all the "
+            "same.",
             NoDomainShiftWarning,
             stacklevel=5,  # whoever called adapt
         )
@@ -208,14 +209,19 @@ def _scales_and_shifts(network: nn.Module) -> list[nn.Parameter]:
     return [p for norm in _modules(network, _NORMS) for p in norm.parameters()]
 
 
-def _is_called_for(job: Job, method: str) -> bool:
-    """Whether the images look other than the source's, or are many and help with those."""
-    if method == "label_shift" or not looks_the_same(job.home, job.target):
-        return True
-    if len(job.features) < _MANY * len(job.source.labels):
-        return False
-    adapted_head = _HEADS.get(method, _HEADS["coral"])
-    return gain_at_home(job.home, job.target, adapted_head) >= 0
+def _why_not_called_for(job: Job, method: str) -> str | None:
+    """Say so where the images look like the source's and are few or don't help with those."""
+    if method == "label_shift":
+        return None
+    if job.home.held_out is None:
+        return "A class of the fit has one image only, and whether adapting helps can't be checked"
+    if not looks_the_same(job.home, job.target):
+        return None
+    if len(job.features) >= _MANY * len(job.source.labels):
+        adapted_head = _HEADS.get(method, _HEADS["coral"])
+        if gain_at_home(job.home, job.target, adapted_head) >= 0:
+            return None
+    return "The images look like those of the fit and would not teach the classifier more"
 
 
 def _warn_if_too_different(at_home: float, expected: float) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..atomic import Path, replacing
 from ..frozen.fusion import fold_norms
-from ..images.reading import EIGHT_BIT, ImageFormat, Range
+from ..images.format import EIGHT_BIT, ImageFormat, Range
 from ..version import __version__
 from .exported_resize import Resize
 from .joined import Model

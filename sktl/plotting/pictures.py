@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..images.reading import Images, learn_format, open_images
+from ..images.format import learn_format
+from ..images.reading import Images, open_images
 from .drawing import Picture
 
 _SIDE = 200  # pixels, of the longer side

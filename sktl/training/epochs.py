@@ -18,8 +18,9 @@ from ..compat import is_early_stopping
 from ..parallel import processes
 from ..randomness import seeded
 from ..threads import suited_threads
+from .averaging import Snapshot
 from .batches import FeatureRows
-from .net import Snapshot, SuffixNet
+from .net import SuffixNet
 from .progress import print_line
 
 _SHOWN = {

@@ -3,106 +3,44 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cached_property
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import skorch
 import torch
-from skorch.callbacks import Callback, EpochTimer, LRScheduler, PassthroughScoring
+from skorch.callbacks import EpochTimer, LRScheduler, PassthroughScoring
 from skorch.utils import FirstStepAccumulator, to_device
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..cache import FeatureCache
 from ..parallel import processes
-from . import newton
+from .averaging import WeightAverage
 from .batches import FeatureRows, Mixer, TensorBatches
 from .depthwise import train_depthwise_fast
-from .heads import SquareRoot
 from .optimization import (
-    OPTIMIZERS,
     StepSizes,
     TrainingPlan,
-    default_lr,
     has_decay,
     optimizer_settings,
     parameter_groups,
-    quick_step,
 )
-from .solutions import recall_or_solve
+from .steps import (
+    Batch,
+    Course,
+    GradientSteps,
+    LogisticSteps,
+    SolvedHead,
+    Steps,
+    is_plain,
+    is_solved,
+    is_watched,
+)
+from .suffix import RowLoss, SuffixAndHead, learned_norms
 
-_MIN_MOMENTUM = 0.1  # torch's default for batch norm
-_BATCH_EVENTS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
-_TARGETS_AT_ONCE = 2**20  # numbers
-_ROWS_AT_ONCE = 4096
 _PREDICT_BATCH = {"rows": 4096, "maps": 64}
-
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-
-Batch = tuple[Tensor, tuple[Tensor, Tensor]]
-
-
-class SuffixAndHead(nn.Module):
-    """What trains: the stages after the freeze depth, and the head.
-
-    Parameters
-    ----------
-    suffix, head : torch.nn.Module
-    precision : {"float32", "bfloat16"}
-        Of the suffix's arithmetic; its weights are float32.
-    """
-
-    def __init__(self, suffix: nn.Module, head: nn.Module, precision: str = "float32") -> None:
-        super().__init__()
-        self.suffix = suffix.to(memory_format=torch.channels_last)
-        self.head = head
-        self.low_precision = precision == "bfloat16"
-
-    def forward(self, features: Tensor) -> Tensor:
-        """From features at the freeze depth to logits."""
-        logits: Tensor = self.head(self._pooled(features))
-        return logits
-
-    def _pooled(self, features: Tensor) -> Tensor:
-        weight = next(self.head.parameters(), None)
-        if features.dtype is torch.bfloat16 and not self.low_precision:
-            features = features.float()
-        if features.ndim == 4:
-            features = features.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(features.device.type, torch.bfloat16, enabled=self.low_precision):
-            pooled: Tensor = self.suffix(features)
-        return pooled.to(torch.float32 if weight is None else weight.dtype)
-
-
-class _RowLoss(nn.Module):
-    """One loss for each row, so that rows can be weighted."""
-
-    def __init__(self, criterion: Any = "cross_entropy", label_smoothing: float = 0.0) -> None:
-        super().__init__()
-        # skorch moves it to the net's device, and the user's own stays where it is.
-        self.criterion = copy.deepcopy(criterion)
-        self.label_smoothing = label_smoothing
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if self.criterion != "cross_entropy":
-            losses: Tensor = self.criterion(logits, labels)
-            if not isinstance(losses, Tensor) or losses.shape != labels.shape:
-                is_tensor = isinstance(losses, Tensor)
-                got = tuple(losses.shape) if is_tensor else type(losses).__name__
-                raise ValueError(
-                    f"criterion must give one loss for each row, of shape {tuple(labels.shape)}, "
-                    f'got {got}. A torch loss does with reduction="none".'
-                )
-            return losses
-        return F.cross_entropy(
-            logits, labels, reduction="none", label_smoothing=self.label_smoothing
-        )
 
 
 class _LastStepAccumulator(FirstStepAccumulator):
@@ -120,6 +58,8 @@ class SuffixNet(skorch.NeuralNetClassifier):
         The number of the stage that a module or weight of the suffix belongs to, by name.
     prepare : callable or None, default=None
         What training does to a batch first: augmentation, or all that leads to features.
+    learned_norms : frozenset of torch.nn.Module, default=frozenset()
+        Layers of batch norm that keep the statistics which they have learned.
     """
 
     def __init__(
@@ -128,15 +68,18 @@ class SuffixNet(skorch.NeuralNetClassifier):
         plan: TrainingPlan,
         stages: dict[str, int] | None = None,
         prepare: Callable[[Tensor], Tensor] | None = None,
+        learned_norms: frozenset[nn.Module] = frozenset(),
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.plan = plan
         self.stages = stages
         self.prepare = prepare
-        self.valid_rows: FeatureRows | None = None
-        self.cache: FeatureCache | None = None
-        self._is_ready = False
+        self.learned_norms = learned_norms
+        self._course: Course | None = None
+        self._steps: LogisticSteps | GradientSteps | None = None
+        self._frozen: list[nn.Module] = []
+        self._n_unfrozen = 0
 
     @property
     def full_batch(self) -> bool:
@@ -147,14 +90,6 @@ class SuffixNet(skorch.NeuralNetClassifier):
     def seed(self) -> int:
         """Of all that is random in training."""
         return self.plan.seed
-
-    def _is_logistic(self) -> bool:
-        """Whether training is logistic regression on the features."""
-        return (
-            type(self.module_.suffix) is nn.Identity
-            and _is_linear(self.module_.head)
-            and self.criterion_.criterion == "cross_entropy"
-        )
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Any]]:
@@ -226,35 +161,43 @@ class SuffixNet(skorch.NeuralNetClassifier):
         n_batches = max(1, -(-n_rows // plan.batch_size))
         n_steps = plan.max_epochs * -(-n_batches // plan.accumulation_steps)
         self._get_ready(plan, n_steps)
-        self.valid_rows = valid_rows
-        self.cache = cache
+        self._known_course.valid_rows = valid_rows
+        self._known_course.cache = cache
 
     def _get_ready(self, plan: TrainingPlan, n_steps: int) -> None:
-        self.valid_rows = None
         processes().agree(*self.module_.parameters(), *self.module_.buffers())
         penalised = self.module_.head.named_parameters() if plan.head_penalty else ()
-        self._penalised = [p for name, p in penalised if has_decay(name, p)]
         if any(isinstance(callback, LRScheduler) for _, callback in self.callbacks_):
             plan = replace(plan, schedule="constant", warmup=0.0)  # the callback sets the rates
-        self._step_sizes = StepSizes(self.optimizer_, plan, n_steps)
-        self._mixer = Mixer(plan.mixup, plan.cutmix) if plan.mixup or plan.cutmix else None
-        self._average = WeightAverage(self.module_, plan.ema_decay) if plan.ema_decay else None
-        self._frozen: list[nn.Module] = list(self._learned_norms)
+        self._course = Course(
+            StepSizes(self.optimizer_, plan, n_steps),
+            [p for name, p in penalised if has_decay(name, p)],
+            Mixer(plan.mixup, plan.cutmix) if plan.mixup or plan.cutmix else None,
+            WeightAverage(self.module_, plan.ema_decay) if plan.ema_decay else None,
+        )
+        self._steps = None
+        self._frozen = list(self.learned_norms)
         self._n_unfrozen = self.n_stages
-        self._read: tuple[FeatureRows, FeatureRows] | None = None
-        self._is_ready = True
+
+    @property
+    def _known_course(self) -> Course:
+        assert self._course is not None, "training has not begun"
+        return self._course
+
+    @property
+    def valid_rows(self) -> FeatureRows | None:
+        """Rows that don't train and are watched."""
+        return None if self._course is None else self._course.valid_rows
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         """Who calls skorch's own methods trains with steps of a constant size."""
-        if not self._is_ready:
+        if self._course is None:
             self._get_ready(replace(self.plan, schedule="constant", warmup=0.0, ema_decay=None), 1)
 
     def on_train_end(self, net: Any, **kwargs: Any) -> None:
         """Be ready for nothing more."""
-        self._step_sizes.finish()
-        self._is_ready = False
-        self._read = None
-        self.cache = None
+        self._known_course.step_sizes.finish()
+        self._course = self._steps = None
 
     def unfreeze(self, n_stages: int) -> None:
         """Let the last stages train, and none before them.
@@ -272,7 +215,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
         self._frozen = [
             module
             for name, module in self.module_.suffix.named_modules()
-            if module in self._learned_norms or (self.stages or {}).get(name, first) < first
+            if module in self.learned_norms or (self.stages or {}).get(name, first) < first
         ]
 
     def run_single_epoch(
@@ -293,11 +236,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
         self.criterion_.train()
         for module in self._frozen:
             module.training = False  # batch norm keeps its statistics, dropout is off
-        if self._is_plain():
-            iterator.dataset = self._as_read(iterator.dataset)
-            losses, sizes = self._logistic_steps(iterator)
-        else:
-            losses, sizes = self._steps(iterator)
+        losses, sizes = self._choose_steps().take(iterator)
         processes().agree(*self.module_.buffers())
         rows = self.history[-1]["batches"]
         while len(rows) < len(sizes):
@@ -314,209 +253,22 @@ class SuffixNet(skorch.NeuralNetClassifier):
         if self.stages is not None:
             self.history.record("unfrozen_stages", self._n_unfrozen)
 
+    def _choose_steps(self) -> Steps:
+        """How to take an epoch's steps; callbacks may freeze or watch from one to the next."""
+        way = LogisticSteps if is_plain(self) else GradientSteps
+        if not isinstance(self._steps, way):
+            self._steps = way(self, self._known_course)
+        return self._steps
+
     @property
     def draws_nothing(self) -> bool:
         """Whether training is without random numbers of torch's global generator."""
-        return not self.callbacks and (self._is_solved() or self._is_plain())
+        return not self.callbacks and (is_solved(self) or is_plain(self))
 
     @property
     def takes_features_as_they_are(self) -> bool:
         """Whether training brings them to the head's number format by itself."""
-        return self._is_solved() if self.full_batch else self._is_plain()
-
-    def _is_solved(self) -> bool:
-        """Whether training is logistic regression, to its optimum."""
-        return (
-            self.full_batch
-            and self._is_logistic()
-            and self.lr == default_lr("lbfgs")
-            and self._all_of_it_trains()
-        )
-
-    def _is_plain(self) -> bool:
-        """Whether training is logistic regression, and nobody asks for more than its steps."""
-        plan = self.plan
-        return (
-            self._is_logistic()
-            and type(self.optimizer_) in OPTIMIZERS.values()
-            and self._all_of_it_trains()
-            and not any((self.prepare, plan.mixup, plan.cutmix, plan.ema_decay, plan.max_grad_norm))
-            and plan.accumulation_steps == processes().size == 1
-            and not self._is_watched()
-        )
-
-    def _all_of_it_trains(self) -> bool:
-        """Whether no callback has frozen a part of the head or suffix."""
-        return all(parameter.requires_grad for parameter in self.module_.parameters())
-
-    def _as_read(self, rows: FeatureRows) -> FeatureRows:
-        """What the linear layer reads of the rows, found once for all epochs."""
-        if self._read is None or self._read[0] is not rows:
-            features = self._linear_inputs(rows.features)
-            self._read = rows, FeatureRows(features, rows.labels, rows.weights)
-        return self._read[1]
-
-    @torch.no_grad()
-    def _linear_inputs(self, features: Tensor) -> Tensor:
-        """What the linear layer reads, in single precision; made in parts, without large copies."""
-        before = self.module_.head[:-1]
-        if not len(before):
-            return features.float()
-        inputs = torch.empty_like(features, dtype=torch.float32)
-        parts = (torch.split(rows, _ROWS_AT_ONCE) for rows in (features, inputs))
-        for part, made in zip(*parts, strict=True):
-            made.copy_(before(part.float()))
-        return inputs
-
-    @torch.no_grad()
-    def _logistic_steps(self, batches: TensorBatches) -> tuple[list[Tensor], list[int]]:
-        """Do as `_steps` does, by the gradient that logistic regression is known to have.
-
-        A step on a small head costs less than all that usually surrounds it. Classes come first:
-        products of flat matrices are the faster ones.
-        """
-        weight, bias = self.module_.head[-1].weight, self.module_.head[-1].bias
-        column = bias[:, None]
-        step = quick_step(self.optimizer_)
-        features, sizes = batches.dataset.features, batches.sizes
-        order, places = batches.draw()
-        losses = []
-        parts = zip(
-            torch.split(places, sizes), self._targets(batches.dataset, order, sizes), strict=True
-        )
-        for place, (targets, shares) in parts:
-            rows = features.index_select(0, place).to(weight.device)
-            self._step_sizes.before_step()
-            logits = torch.addmm(column, weight, rows.T)
-            loss, error = newton.loss_and_error(logits, targets, shares)
-            weight.grad, bias.grad = error @ rows, error.sum(1)
-            self._add_penalty()
-            step()
-            self._step_sizes.after_step()
-            losses.append(loss)
-        return losses, sizes
-
-    def _targets(
-        self, rows: FeatureRows, order: Tensor, sizes: list[int]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Give each batch's targets, multiplied by its images' shares in the loss, and the shares.
-
-        They are computed for many batches at a time.
-        """
-        n_at_once = max(1, _TARGETS_AT_ONCE // (len(self._soft_targets) * max(sizes)))
-        images = iter(torch.split(order, sizes))
-        for start in range(0, len(sizes), n_at_once):
-            some = sizes[start : start + n_at_once]
-            index = torch.cat(list(islice(images, len(some))))
-            n_beside = torch.tensor(some).repeat_interleave(torch.tensor(some))
-            shares = (rows.weights[index] / n_beside).to(self.device)
-            targets = self._soft_targets[:, rows.labels[index].to(self.device)] * shares
-            yield from zip(torch.split(targets, some, 1), torch.split(shares, some), strict=True)
-
-    def _steps(self, batches: Iterable[Batch]) -> tuple[list[Tensor], list[int]]:
-        """Take all steps of an epoch; give loss and number of rows of each batch."""
-        watched = self._is_watched()
-        losses, sizes = [], []
-        remaining = iter(batches)
-        while group := list(islice(remaining, self.plan.accumulation_steps)):
-            results = self._watched_step(group) if watched else self._step(group)
-            losses += [loss for loss, _ in results]
-            sizes += [len(batch[0]) for batch in group]
-        return losses, sizes
-
-    def _step(self, group: Sequence[Batch], watched: bool = False) -> list[tuple[Tensor, Tensor]]:
-        """Take one step on a group of batches; give loss and logits of each."""
-        results: list[tuple[Tensor, Tensor]] = []
-
-        def compute_gradient() -> Tensor | None:
-            self.optimizer_.zero_grad()
-            results[:] = [self._add_part_of_gradient(batch, 1 / len(group)) for batch in group]
-            processes().add_gradients(self.module_)
-            self._add_penalty()
-            if self.plan.max_grad_norm is not None:
-                nn.utils.clip_grad_norm_(self.module_.parameters(), self.plan.max_grad_norm)
-            if watched:
-                named = list(self.module_.named_parameters())
-                self.notify(
-                    "on_grad_computed", named_parameters=named, batch=group[-1], training=True
-                )
-            return None if known else torch.stack([loss for loss, _ in results]).mean()
-
-        known = type(self.optimizer_) in OPTIMIZERS.values()
-        self._step_sizes.before_step()
-        if known:
-            compute_gradient()
-            self.optimizer_.step()
-        else:
-            self.optimizer_.step(compute_gradient)  # it may want to look more than once
-        self._step_sizes.after_step()
-        if self._average is not None:
-            self._average.update()
-        return results
-
-    def _watched_step(self, group: Sequence[Batch]) -> list[tuple[Tensor, Tensor]]:
-        """Do as `_step` does, and tell callbacks what skorch would tell."""
-        for batch in group:
-            self.notify("on_batch_begin", batch=batch, training=True)
-        results = self._step(group, watched=True)
-        rows = self.history[-1]["batches"][-len(group) :]
-        for batch, (loss, logits), row in zip(group, results, rows, strict=True):
-            row.update(train_loss=float(loss), train_batch_size=len(batch[0]))
-            self.notify("on_batch_end", batch=batch, training=True, loss=loss, y_pred=logits)
-        return results
-
-    def _add_part_of_gradient(self, batch: Batch, share: float) -> tuple[Tensor, Tensor]:
-        """Add the gradient of this process's rows; give their part of the loss, and logits."""
-        features, (labels, weights) = batch
-        n, part = len(labels), processes().part(len(labels))
-        n_own = part.stop - part.start
-        if n_own == n:
-            return self._add_gradient(batch, share)
-        if n_own == 0:
-            return torch.zeros((), device=self.device), torch.empty(0, device=self.device)
-        own = features[part], (labels[part], weights[part])
-        loss, logits = self._add_gradient(own, share * n_own / n)
-        return loss * (n_own / n), logits
-
-    def _add_gradient(self, batch: Batch, share: float) -> tuple[Tensor, Tensor]:
-        features, (labels, weights) = self._on_device(batch)
-        if self.prepare is not None:
-            features = self.prepare(features).to(labels.device)
-        if self._mixer is None:
-            logits = self.module_(features)
-            loss = self.get_loss(logits, (labels, weights), training=True)
-        else:
-            features, partner, own = self._mixer(features)
-            logits = self.module_(features)
-            loss = own * self.get_loss(logits, (labels, weights), training=True)
-            others = labels[partner], weights[partner]
-            loss = loss + (1 - own) * self.get_loss(logits, others, training=True)
-        (share * loss).backward()  # type: ignore[no-untyped-call]
-        return loss.detach(), logits.detach()
-
-    @torch.no_grad()
-    def _add_penalty(self) -> None:
-        """Add the gradient of the head's L2 penalty, where the optimizer doesn't."""
-        for weight in self._penalised:
-            if weight.grad is not None:
-                weight.grad.add_(weight, alpha=self.plan.head_penalty)
-
-    def _on_device(self, batch: Batch) -> Batch:
-        # Looking at the batch is not free.
-        return batch if self.device == "cpu" else to_device(batch, self.device)
-
-    @cached_property
-    def _soft_targets(self) -> Tensor:
-        n_classes, smoothing = self.module_.head[-1].out_features, self.criterion_.label_smoothing
-        return newton.soft_targets(n_classes, smoothing).float().to(self.device)
-
-    def _is_watched(self) -> bool:
-        """Whether a callback wants to know of batches or gradients."""
-        return any(
-            getattr(type(callback), event) is not getattr(Callback, event)
-            for _, callback in self.callbacks_
-            for event in _BATCH_EVENTS
-        )
+        return is_solved(self) if self.full_batch else is_plain(self)
 
     @torch.no_grad()
     def _validate(self, batches: TensorBatches) -> None:
@@ -524,7 +276,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
         self.module_.eval()
         self.criterion_.eval()
         totals = torch.zeros(3, dtype=torch.float64)
-        evaluate = self._watched_sums if self._is_watched() else self._sums
+        evaluate = self._watched_sums if is_watched(self) else self._sums
         with self.averaged():
             for batch in batches:
                 sums, _ = evaluate(batch)
@@ -563,16 +315,18 @@ class SuffixNet(skorch.NeuralNetClassifier):
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
         """Have the averaged weights for a while, if there are such."""
-        if self._average is None:
+        average = None if self._course is None else self._course.average
+        if average is None:
             yield
             return
-        with self._average.in_place():
+        with average.in_place():
             yield
 
     def finish(self) -> None:
         """Keep the averaged weights, if there are such, and see that all are finite."""
-        if self._average is not None:
-            self._average.keep()
+        average = self._known_course.average
+        if average is not None:
+            average.keep()
         self.module_.requires_grad_(True)
         processes().agree(*self.module_.parameters(), *self.module_.buffers())
         if not all(bool(p.isfinite().all()) for p in self.module_.parameters()):
@@ -585,7 +339,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
             self._raise_diverged(f"the loss was {losses[~np.isfinite(losses)][0]}")
         if not self.full_batch:
             watched = self.history[-1].get("valid_loss", float(losses.mean()))
-            self._step_sizes.after_epoch(watched)
+            self._known_course.step_sizes.after_epoch(watched)
 
     def _raise_diverged(self, what: str) -> None:
         raise ValueError(
@@ -597,41 +351,14 @@ class SuffixNet(skorch.NeuralNetClassifier):
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Take one step; in logistic regression on all rows, the only one."""
-        if not self._is_solved():
+        if not is_solved(self):
             step: dict[str, Any] = super().train_step(batch, **fit_params)
             return step
-        features, (labels, weights) = batch
-        solution = self._solution(features, labels, weights)
-        linear = self.module_.head[-1]
-        with torch.no_grad():
-            linear.weight.copy_(solution.weight)
-            linear.bias.copy_(solution.bias)
+        cache = self._known_course.cache
+        solution = SolvedHead(self, cache, self.optimizer__max_iter).take(batch)
         self.n_steps_ = solution.n_iter
-        logits = self.infer(features) if self._is_watched() else torch.empty(0)
+        logits = self.infer(batch[0]) if is_watched(self) else torch.empty(0)
         return {"loss": torch.tensor(solution.loss), "y_pred": logits}
-
-    def _solution(self, features: Tensor, labels: Tensor, weights: Tensor) -> newton.Solution:
-        """The optimum; a fit with all that it depends on may have found it before."""
-        linear = self.module_.head[-1]
-        settings = {
-            "weight_decay": self.plan.weight_decay,
-            "label_smoothing": self.criterion_.label_smoothing,
-            "max_iter": self.optimizer__max_iter,
-        }
-        layers = [type(layer).__name__ for layer in self.module_.head]
-
-        def solve() -> newton.Solution:
-            inputs = self._linear_inputs(features.to(self.device))
-            rest = labels.to(self.device), weights.to(self.device)
-            return newton.solve(inputs, *rest, linear.out_features, **settings)
-
-        return recall_or_solve(
-            self.cache,
-            (features, labels, weights),
-            (*layers, *settings.items(), self.device),
-            (linear.out_features, linear.in_features),
-            solve,
-        )
 
     def get_train_step_accumulator(self) -> FirstStepAccumulator:
         """Of the evaluations that a full-batch step makes, the last tells its result."""
@@ -648,71 +375,6 @@ class SuffixNet(skorch.NeuralNetClassifier):
             squares = [p.square().sum() for p in self.module_.parameters() if p.ndim > 1]
             loss = loss + 0.5 * self.plan.weight_decay * sum(squares)
         return loss
-
-
-class WeightAverage:
-    """The exponential moving average of a module's weights and statistics.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-    decay : float
-        What the average keeps of itself in a step, once there have been many.
-    """
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self._n = 0
-        tensors = [*module.parameters(), *module.buffers()]
-        self._current = [t.detach() for t in tensors if t.is_floating_point()]
-        self._average = [t.clone() for t in self._current]
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Count in the weights as they are now."""
-        self._n += 1
-        decay = min(self.decay, (1 + self._n) / (10 + self._n))  # else the start would stay long
-        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        average(self._average, self._current, self._n)
-
-    @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Have the average in the module for a while."""
-        kept = [t.clone() for t in self._current]
-        self.keep()
-        try:
-            yield
-        finally:
-            _copy(kept, self._current)
-
-    def keep(self) -> None:
-        """Put the average into the module."""
-        _copy(self._average, self._current)
-
-
-def _copy(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
-    with torch.no_grad():
-        for source, target in zip(sources, targets, strict=True):
-            target.copy_(source)
-
-
-class Snapshot:
-    """A copy of a module's weights and statistics, to go back to."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._tensors = [*module.parameters(), *module.buffers()]
-        self._values = [t.detach().clone() for t in self._tensors]
-
-    def restore(self) -> None:
-        """Go back."""
-        _copy(self._values, [t.detach() for t in self._tensors])
-
-
-def _is_linear(head: nn.Module) -> bool:
-    """Whether :func:`make_head` made one linear layer, on features or their roots."""
-    if type(head) is not nn.Sequential or type(head[-1]) is not nn.Linear:
-        return False
-    return all(type(layer) is SquareRoot for layer in head[:-1])
 
 
 def _softmax(logits: Tensor) -> Tensor:
@@ -735,13 +397,13 @@ def make_net(
     train_depthwise_fast(suffix)
     module = SuffixAndHead(suffix, head.to(plan.dtype), precision)
     module.requires_grad_(True)
-    learned = _learned_norms(suffix)
     net = SuffixNet(
         module,
         plan=plan,
         stages=stages,
         prepare=prepare,
-        criterion=_RowLoss,
+        learned_norms=learned_norms(suffix),
+        criterion=RowLoss,
         criterion__criterion=plan.criterion,
         criterion__label_smoothing=plan.label_smoothing,
         train_split=None,
@@ -755,29 +417,8 @@ def make_net(
         verbose=plan.verbose,
         **optimizer_settings(plan),
     )
-    net._learned_norms = learned
     net.initialize()
     return net
-
-
-def _learned_norms(suffix: nn.Module) -> set[nn.Module]:
-    """Find batch norm that has learned statistics, and quicken that which has not.
-
-    Some networks are built with a momentum for months of ImageNet; from random weights,
-    evaluation would normalise by statistics of the start what training normalised by others.
-    """
-    learned: set[nn.Module] = set()
-    for layer in suffix.modules():
-        if not isinstance(layer, BATCH_NORMS):
-            continue
-        mean, variance = layer.running_mean, layer.running_var
-        if mean is None or variance is None:
-            continue
-        if bool(mean.any()) or bool((variance != 1).any()):
-            learned.add(layer)
-        elif layer.momentum is not None:
-            layer.momentum = max(layer.momentum, _MIN_MOMENTUM)
-    return learned
 
 
 def _predict_batch(suffix: nn.Module) -> int:

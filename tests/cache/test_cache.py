@@ -234,8 +234,9 @@ def test_memory_does_without_a_disk_that_is_not_to_be_had():
 def test_the_spill_of_the_process_goes_with_it(tmp_path):
     code = """
 import torch
-from sktl.cache import MemoryCache, _TemporaryCache
-cache = MemoryCache(100, _TemporaryCache)
+from sktl.cache import MemoryCache
+from sktl.cache.directory import TemporaryCache
+cache = MemoryCache(100, TemporaryCache)
 cache.put([bytes([i]) * 16 for i in range(9)], torch.zeros(9, 8))
 assert all(row is not None for row in cache.get([bytes([i]) * 16 for i in range(9)]))
 print(cache._spill.path)
@@ -251,7 +252,7 @@ print(cache._spill.path)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
 def test_rows_too_many_for_memory_are_on_disk(dtype, monkeypatch):
     like = torch.arange(6, dtype=torch.float32).to(dtype).reshape(2, 3)
-    monkeypatch.setattr("sktl.cache.physical_memory", lambda: 4 * 100 * like[0].nbytes)
+    monkeypatch.setattr("sktl.cache.opening.physical_memory", lambda: 4 * 100 * like[0].nbytes)
     for n in (100, 101):
         rows = empty_rows(n, like)
         assert rows.shape == (n, 3)

@@ -18,7 +18,8 @@ from sktl import PretrainedImageClassifier, PretrainedImageFeatures, load_image_
 from sktl.backbones import load_backbone
 from sktl.cache import DirectoryCache, MemoryCache
 from sktl.frozen.prefix import FrozenPrefix, freeze_prefix, freeze_stage
-from sktl.images.reading import learn_format, open_images
+from sktl.images.format import learn_format
+from sktl.images.reading import open_images
 
 CPU = torch.device("cpu")
 

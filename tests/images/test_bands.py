@@ -14,7 +14,9 @@ from PIL import Image
 
 import sktl
 from sktl import PretrainedImageClassifier, PretrainedImageFeatures
-from sktl.images.reading import UnreadableImagesError, learn_format, open_images
+from sktl.images.errors import UnreadableImagesError
+from sktl.images.format import learn_format
+from sktl.images.reading import open_images
 
 BANDS = (3, 2, 1)
 

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from sktl import UnreadableImagesError
-from sktl.images.reading import learn_format, open_images
+from sktl.images.format import learn_format
+from sktl.images.reading import open_images
 
 pytestmark = pytest.mark.core
 
@@ -138,7 +139,7 @@ def test_a_deep_file_after_8_bit_ones_is_refused(tmp_path):
 
 
 def test_not_all_files_are_read_to_learn_the_range(tmp_path, monkeypatch):
-    import sktl.images.reading
+    import sktl.images.format
 
     values = (RAMP * 4095).astype(np.uint16)
     X = []
@@ -146,8 +147,8 @@ def test_not_all_files_are_read_to_learn_the_range(tmp_path, monkeypatch):
         X.append(str(tmp_path / f"{i}.png"))
         Image.fromarray(values).save(X[-1])
     seen = []
-    bounds_of = sktl.images.reading.bounds_of
-    monkeypatch.setattr(sktl.images.reading, "bounds_of", lambda f: seen.append(f) or bounds_of(f))
+    bounds_of = sktl.images.format.bounds_of
+    monkeypatch.setattr(sktl.images.format, "bounds_of", lambda f: seen.append(f) or bounds_of(f))
     assert learn_format(X).pixel_range == (0, 4095)
     assert seen == [X[i * 100 // 32] for i in range(32)]
 

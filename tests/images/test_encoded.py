@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 
 import sktl
 from sktl import PretrainedImageClassifier, PretrainedImageFeatures, UnreadableImageWarning
-from sktl.images.reading import UnreadableImagesError
+from sktl.images.errors import UnreadableImagesError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

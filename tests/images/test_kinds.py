@@ -11,7 +11,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 
-from sktl.images.reading import UnreadableImagesError, kind_of, learn_format, open_images
+from sktl.images.errors import UnreadableImagesError
+from sktl.images.format import learn_format
+from sktl.images.kinds import kind_of
+from sktl.images.reading import open_images
 
 pytestmark = pytest.mark.core
 

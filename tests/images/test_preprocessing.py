@@ -17,8 +17,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from sktl.images.decoding import decode_file
+from sktl.images.format import learn_format
 from sktl.images.preprocessing import Normalize, Recipe
-from sktl.images.reading import learn_format, open_images
+from sktl.images.reading import open_images
 
 ALL_WEIGHTS = [
     weights

@@ -13,13 +13,10 @@ from PIL import Image
 from scipy import sparse
 from sklearn.datasets import load_digits, load_sample_images
 
-from sktl.images.reading import (
-    ImageFormat,
-    UnreadableImagesError,
-    kind_of,
-    learn_format,
-    open_images,
-)
+from sktl.images.errors import UnreadableImagesError
+from sktl.images.format import ImageFormat, learn_format
+from sktl.images.kinds import kind_of
+from sktl.images.reading import open_images
 
 pytestmark = pytest.mark.core
 

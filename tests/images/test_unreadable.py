@@ -29,7 +29,8 @@ from sktl import (
     UnreadableImageWarning,
 )
 from sktl.images.decoding import decode_file
-from sktl.images.reading import learn_format, open_images
+from sktl.images.format import learn_format
+from sktl.images.reading import open_images
 
 try:
     import resource

@@ -413,6 +413,15 @@ def test_more_pictures_of_the_same_kind_help_where_labels_are_few(stamp_halves):
     assert adapted.score(more, answers) > clf.score(more, answers)
 
 
+def test_one_picture_a_class_tells_nothing_of_what_adapting_does(stamp_halves):
+    X, y, more, _ = stamp_halves
+    one = [np.flatnonzero(y == name)[0] for name in np.unique(y)]
+    clf = PretrainedImageClassifier(image_size=96).fit(X[one], y[one])
+    with pytest.warns(NoDomainShiftWarning, match="one image only.*check=False"):
+        left = clf.adapt(more)
+    np.testing.assert_array_equal(left.predict_proba(more), clf.predict_proba(more))
+
+
 def test_what_cannot_be_adapted(fitted, two_sources):
     X, y, other, _ = two_sources
     with pytest.raises(ValueError, match="method='magic' is not one of"):

@@ -16,8 +16,8 @@ import sktl.frozen.prefix
 from sktl import PretrainedImageClassifier
 from sktl.backbones import load_backbone
 from sktl.images.augmentation import LightAugmentation, View, make_augmentation
+from sktl.training.averaging import WeightAverage
 from sktl.training.batches import FeatureRows, Mixer, TensorBatches
-from sktl.training.net import WeightAverage
 from sktl.training.optimization import StepSizes, parameter_groups
 
 SIZE = 32

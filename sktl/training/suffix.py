@@ -1,0 +1,92 @@
+"""What trains, and by which loss: the stages after the freeze depth, and the head."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_MIN_MOMENTUM = 0.1  # torch's default for batch norm
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+class SuffixAndHead(nn.Module):
+    """What trains: the stages after the freeze depth, and the head.
+
+    Parameters
+    ----------
+    suffix, head : torch.nn.Module
+    precision : {"float32", "bfloat16"}
+        Of the suffix's arithmetic; its weights are float32.
+    """
+
+    def __init__(self, suffix: nn.Module, head: nn.Module, precision: str = "float32") -> None:
+        super().__init__()
+        self.suffix = suffix.to(memory_format=torch.channels_last)
+        self.head = head
+        self.low_precision = precision == "bfloat16"
+
+    def forward(self, features: Tensor) -> Tensor:
+        """From features at the freeze depth to logits."""
+        logits: Tensor = self.head(self._pooled(features))
+        return logits
+
+    def _pooled(self, features: Tensor) -> Tensor:
+        weight = next(self.head.parameters(), None)
+        if features.dtype is torch.bfloat16 and not self.low_precision:
+            features = features.float()
+        if features.ndim == 4:
+            features = features.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=self.low_precision):
+            pooled: Tensor = self.suffix(features)
+        return pooled.to(torch.float32 if weight is None else weight.dtype)
+
+
+class RowLoss(nn.Module):
+    """One loss for each row, so that rows can be weighted."""
+
+    def __init__(self, criterion: Any = "cross_entropy", label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        # skorch moves it to the net's device, and the user's own stays where it is.
+        self.criterion = copy.deepcopy(criterion)
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of each row."""
+        if self.criterion != "cross_entropy":
+            losses: Tensor = self.criterion(logits, labels)
+            if not isinstance(losses, Tensor) or losses.shape != labels.shape:
+                is_tensor = isinstance(losses, Tensor)
+                got = tuple(losses.shape) if is_tensor else type(losses).__name__
+                raise ValueError(
+                    f"criterion must give one loss for each row, of shape {tuple(labels.shape)}, "
+                    f'got {got}. A torch loss does with reduction="none".'
+                )
+            return losses
+        return F.cross_entropy(
+            logits, labels, reduction="none", label_smoothing=self.label_smoothing
+        )
+
+
+def learned_norms(suffix: nn.Module) -> frozenset[nn.Module]:
+    """Find batch norm that has learned statistics, and quicken that which has not.
+
+    Some networks are built with a momentum for months of ImageNet; from random weights,
+    evaluation would normalise by statistics of the start what training normalised by others.
+    """
+    learned: set[nn.Module] = set()
+    for layer in suffix.modules():
+        if not isinstance(layer, BATCH_NORMS):
+            continue
+        mean, variance = layer.running_mean, layer.running_var
+        if mean is None or variance is None:
+            continue
+        if bool(mean.any()) or bool((variance != 1).any()):
+            learned.add(layer)
+        elif layer.momentum is not None:
+            layer.momentum = max(layer.momentum, _MIN_MOMENTUM)
+    return frozenset(learned)
