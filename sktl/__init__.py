@@ -1,7 +1,6 @@
 """Transfer learning for images in scikit-learn."""
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any
 
 from .backbones import list_backbones
@@ -13,8 +12,7 @@ from .files.saving import MissingWeightsError, load
 from .images.errors import UnreadableImagesError, UnreadableImageWarning
 from .model.adapt import DomainShiftWarning, NoDomainShiftWarning
 from .parallel import data_parallel
-
-__version__ = version("sktl")
+from .version import __version__ as __version__
 
 __all__ = [
     "DomainShiftWarning",

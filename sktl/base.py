@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from importlib.metadata import version
 from inspect import Parameter, signature
 from numbers import Integral
 from typing import Any, TypeVar
@@ -36,7 +35,13 @@ from .files.state import (
     unpack,
 )
 from .frozen.prefix import recall_stages, remember_stages
-from .hardware import PRECISIONS, choose_device, choose_precision, is_out_of_memory
+from .hardware import (
+    PRECISIONS,
+    choose_device,
+    choose_precision,
+    is_out_of_memory,
+    warn_if_emulated,
+)
 from .images.errors import UnreadableImagesError, UnreadableImageWarning, name_files
 from .images.format import ImageFormat, learn_format
 from .images.kinds import kind_of, looks_like_one_picture, one_picture_message
@@ -44,6 +49,7 @@ from .images.preprocessing import RESIZE_MODES, checked_size
 from .images.reading import Images, open_images
 from .messages import shown_several
 from .summary import Summary
+from .version import __version__
 
 _Result = TypeVar("_Result")
 _Rows = TypeVar("_Rows", bound=np.floating[Any])
@@ -51,6 +57,9 @@ _Rows = TypeVar("_Rows", bound=np.floating[Any])
 
 class ImageEstimator(BaseEstimator):
     """Base of the estimators that look at images through a pretrained backbone."""
+
+    device_: torch.device
+    precision_: str
 
     _parameter_constraints: dict[str, list[Any]] = {
         "backbone": [str, callable],
@@ -93,6 +102,7 @@ class ImageEstimator(BaseEstimator):
         self, images: Images, compute: Callable[[], npt.NDArray[_Rows]], none: str
     ) -> npt.NDArray[_Rows]:
         """Compute rows for images; those that can't be read get NaN, or are an error."""
+        warn_if_emulated(self.precision_, self.device_)
         with images.noting() as bad:
             answers = compute()
         answers[self._report(images, bad, none)] = np.nan
@@ -179,7 +189,9 @@ class ImageEstimator(BaseEstimator):
 
     def _choose_hardware(self) -> tuple[torch.device, str]:
         device = choose_device(self.device)
-        return device, choose_precision(self.precision, device)
+        precision = choose_precision(self.precision, device)
+        warn_if_emulated(precision, device)
+        return device, precision
 
     def _cache(self) -> FeatureCache | None:
         return open_cache(self.cache)
@@ -257,7 +269,7 @@ class ImageEstimator(BaseEstimator):
             state["_format"] = to_settings(state["_format"])
         if self.__sklearn_is_fitted__():
             state = self._store(state, pack)
-        return state | {"_sktl_version": version("sktl")}
+        return state | {"_sktl_version": __version__}
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return new_object(), (type(self),), self.__getstate__()
@@ -269,7 +281,7 @@ class ImageEstimator(BaseEstimator):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = {name: unpack(value) for name, value in state.items()}
-        written, current = state.pop("_sktl_version", "unknown"), version("sktl")
+        written, current = state.pop("_sktl_version", "unknown"), __version__
         if written != current:
             warnings.warn(
                 InconsistentVersionWarning(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 import warnings
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -15,9 +17,16 @@ from .messages import shown
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
+_NOTABLE = 2  # times as long, from which a warning says so
+_PROBED = 256  # rows of the matrices of which the factor is measured: some 30 ms where it is large
+
 # How torch says it where its error has no class of its own: on Linux and macOS, on Windows, and
 # on Apple's GPU.
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory:", "MPS backend out of memory")
+# How ONNX Runtime says it, with and without its arena; the last is Windows' word for it. Its errors
+# begin with its name, and are of a class of their own, which isn't a RuntimeError.
+_ENGINE = "[ONNXRuntimeError]"
+_ENGINE_OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation")
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -90,6 +99,43 @@ def _has_bfloat16_units(device: torch.device) -> bool:
     return False
 
 
+def warn_if_emulated(precision: str, device: torch.device) -> None:
+    """Warn where a processor has no units for bfloat16, and of how much longer that takes.
+
+    Parameters
+    ----------
+    precision : {"float32", "bfloat16"}
+    device : torch.device
+    """
+    if precision == "float32" or device.type != "cpu" or _has_bfloat16_units(device):
+        return
+    factor = _factor_of_bfloat16()
+    if factor < _NOTABLE:  # torch can't name the units of all processors
+        return
+    warnings.warn(
+        'precision="bfloat16" is very slow here: this processor has no units for bfloat16, and '
+        f"multiplies matrices in it {factor:.0f} times as slowly as in float32 (measured just "
+        'now). Set precision="auto", which is float32 here, and fit again.',
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+@cache
+def _factor_of_bfloat16() -> float:
+    """How many times as long a product of matrices takes in bfloat16 as in float32."""
+    seconds = []
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(_PROBED, _PROBED, dtype=dtype)
+        runs = []
+        for _ in range(3):
+            start = time.perf_counter()
+            matrix @ matrix
+            runs.append(time.perf_counter() - start)
+        seconds.append(min(runs))
+    return seconds[1] / seconds[0]
+
+
 def restore_device(device: str) -> torch.device:
     """The device of a stored model, or with a warning the best one here."""
     wanted = torch.device(device)
@@ -131,8 +177,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory, of this machine or of its GPU, was too small."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    said = str(error) if isinstance(error, RuntimeError) else ""
-    return any(words in said for words in _OUT_OF_MEMORY)
+    said = str(error)
+    if said.startswith(_ENGINE):
+        return any(words in said for words in _ENGINE_OUT_OF_MEMORY)
+    return isinstance(error, RuntimeError) and any(words in said for words in _OUT_OF_MEMORY)
 
 
 def _container_limits() -> list[int]:

@@ -1,13 +1,16 @@
 """Which device and precision are chosen, and what replaces those of a stored model."""
 
 import os
+import pickle
 import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from sktl import PretrainedImageClassifier, PretrainedImageFeatures
 from sktl.hardware import (
     choose_device,
     choose_precision,
@@ -15,6 +18,7 @@ from sktl.hardware import (
     physical_memory,
     restore_device,
     restore_precision,
+    warn_if_emulated,
 )
 
 pytestmark = pytest.mark.core
@@ -144,3 +148,76 @@ def test_bfloat16_chosen_for_this_hardware_is_kept():
 def test_memory_is_no_more_than_the_machine_has():
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 2**20 < physical_memory() <= total
+
+
+without_units = pytest.mark.skipif(
+    choose_precision("auto", CPU) == "bfloat16", reason="this processor has bfloat16 units"
+)
+
+
+@without_units
+def test_bfloat16_by_name_warns_of_its_cost_in_fit_training_and_predict():
+    X, y = np.arange(4 * 64).reshape(4, 64) % 17, [0, 1, 0, 1]
+    cost = r"no units for bfloat16.* (\d+) times as slowly.*precision=\"auto\""
+    settings = {"precision": "bfloat16", "image_size": 32, "max_epochs": 1, "cache": None}
+    for freeze in ("all", -1):
+        clf = PretrainedImageClassifier(freeze=freeze, **settings)
+        with pytest.warns(RuntimeWarning, match=cost) as caught:
+            clf.fit(X, y)
+        assert sum("bfloat16" in str(warning.message) for warning in caught) == 1
+    for use in (clf.predict, clf.transform, pickled(clf).predict):
+        with pytest.warns(RuntimeWarning, match=cost):
+            use(X)
+    features = PretrainedImageFeatures(precision="bfloat16", image_size=32)
+    with pytest.warns(RuntimeWarning, match=cost):
+        features.fit(X)
+    with pytest.warns(RuntimeWarning, match=cost):
+        features.transform(X)
+
+
+def pickled(estimator):
+    return pickle.loads(pickle.dumps(estimator))
+
+
+def test_what_is_quick_does_not_warn(monkeypatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_emulated("float32", CPU)
+        warn_if_emulated("bfloat16", APPLE)
+        monkeypatch.setattr("sktl.hardware._factor_of_bfloat16", lambda: 0.6)
+        warn_if_emulated("bfloat16", CPU)  # units that torch doesn't name
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory as Linux does")
+@pytest.mark.parametrize("arena", [True, False])
+def test_memory_that_runs_out_in_onnx_runtime_is_told(run_python, arena):
+    printed = run_python(
+        f"""if True:
+            import resource
+            import numpy as np
+            import onnxruntime
+            from onnx import TensorProto, helper
+            from sktl.hardware import is_out_of_memory
+
+            x, y = (
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, [None]) for name in "xy"
+            )
+            shape = helper.make_tensor_value_info("shape", TensorProto.INT64, [1])
+            node = helper.make_node("Expand", ["x", "shape"], ["y"])
+            graph = helper.make_graph([node], "expands", [x, shape], [y])
+            opsets = [helper.make_opsetid("", 18)]
+            model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+            options = onnxruntime.SessionOptions()
+            options.enable_cpu_mem_arena = {arena}
+            session = onnxruntime.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+            resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))
+            for n in ([2**33], [2, 3, -5]):
+                try:
+                    session.run(None, {{"x": np.ones(1, np.float32), "shape": np.array(n)}})
+                except Exception as error:
+                    print(is_out_of_memory(error))
+        """
+    )
+    assert printed.splitlines() == ["True", "False"]

@@ -17,6 +17,7 @@ from torch import nn
 from ..images.preprocessing import Normalize, Recipe, Size
 from ..messages import shown
 from ..randomness import seeded
+from ..version import __version__
 from .efficientnet_lite import pad_same
 from .registry import EMBEDDED, Architecture, check_name, default_weights, list_backbones
 from .split import CutNetwork, OpaqueNetwork, Pool, Pooling, Splitter, make_splitter, spatial_axes
@@ -52,7 +53,7 @@ _loaded: OrderedDict[tuple[bytes, str], Backbone] = OrderedDict()
 _lock = threading.RLock()
 
 # What a name stands for may change with them; read once, as every fit asks.
-_VERSIONS = (version("sktl"), version("torchvision"))
+_VERSIONS = (__version__, version("torchvision"))
 
 
 @dataclass(eq=False)

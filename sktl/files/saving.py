@@ -24,6 +24,7 @@ from ..atomic import Path
 from ..backbones import EMBEDDED, default_weights, list_backbones, load_backbone
 from ..frozen.prefix import named_tensors
 from ..images.preprocessing import Recipe
+from ..version import __version__
 from .container import (
     FileFormatError,
     NotSavableError,
@@ -98,7 +99,8 @@ def _to_document(estimator: Any, layout: Layout) -> tuple[Stored, Tensors]:
     document = {
         "format": FORMAT,
         "estimator": type(estimator).__name__,
-        "versions": {name: version(name) for name in ("sktl", "torch", "torchvision")},
+        "versions": {"sktl": __version__}
+        | {name: version(name) for name in ("torch", "torchvision")},
         "parameters": encoded,
         "images": image_format,
         "attributes": attributes,
@@ -248,7 +250,7 @@ def _restore(document: Any, tensors: Tensors) -> Any:
         state = estimator.get_params(deep=False) | {
             "_format": read["images"],
             "pixel_range_": read["images"]["pixel_range"],
-            "_sktl_version": version("sktl"),  # the format says what can be read
+            "_sktl_version": __version__,  # the format says what can be read
         }
         estimator.__setstate__(state | layout.to_state(read["attributes"], read["model"], tensors))
         _check_path(estimator, read)

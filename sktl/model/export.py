@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from ..atomic import Path, replacing
 from ..frozen.fusion import fold_norms
 from ..images.format import EIGHT_BIT, ImageFormat, Range
+from ..version import __version__
 from .exported_resize import Resize
 from .joined import Model
 
@@ -157,7 +157,7 @@ def to_onnx(model: Model, fmt: ImageFormat, classes: npt.NDArray[Any], path: Pat
     _check_size(module)
     proto = _converted(module, model.backbone.recipe.size)
     about = {
-        "sktl_version": version("sktl"),
+        "sktl_version": __version__,
         "classes": json.dumps(classes.tolist()),
         "input": f"images: uint8 (n, 3, height, width), RGB, {low:g} is black and {high:g} white; "
         "of any size, since resizing and normalising are inside",
