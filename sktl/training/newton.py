@@ -134,7 +134,10 @@ def solve(
     damping, tolerance, n_directions = 0.0, 0.1, _APPROACH
     n_stalled = 0
     # A minimum is not below zero: where the loss is near it, as that of separable rows, it's found.
-    while n_iter < max_iter and point.loss > _CLOSE / 2 and n_stalled < _MOST_STALLED:
+    while n_iter < max_iter and n_stalled < _MOST_STALLED:
+        enough = _CLOSE if spent > _LITTLE else _EXACT
+        if point.loss < enough / 2:
+            break
         n_iter += 1
         step = problem.newton_step(point, damping, tolerance, n_directions)
         n_directions = step.n_directions
@@ -150,7 +153,6 @@ def solve(
         left = step.squared_decrement * (step.error + (gain - 1) ** 2)
         if gain > _SUFFICIENT:
             point = there
-            enough = _CLOSE if spent > _LITTLE else _EXACT
             if not damping and left < enough:
                 break
         if gain < 0.25:
