@@ -27,8 +27,8 @@ from torch import Tensor
 
 # Of the squared Newton decrement that a step leaves, half of which is what the loss lies above its
 # minimum. Up to the second, a solution goes while it costs little.
-_CLOSE = 1e-5
-_EXACT = 1e-18
+_CLOSE = 1e-6
+_EXACT = 1e-20
 _LITTLE = 2**30  # multiplications: some hundredths of a second of one core
 
 _ROUNDING = 1e-13  # of the loss, which can't tell better from worse beyond it
@@ -134,23 +134,30 @@ def solve(
     damping, tolerance, n_directions = 0.0, 0.1, _APPROACH
     n_stalled = 0
     # A minimum is not below zero: where the loss is near it, as that of separable rows, it's found.
-    while n_iter < max_iter and point.loss > _CLOSE / 2 and n_stalled < _MOST_STALLED:
+    while n_iter < max_iter and n_stalled < _MOST_STALLED:
+        enough = _CLOSE if spent > _LITTLE else _EXACT
+        if point.loss < enough / 2:
+            break
         n_iter += 1
         step = problem.newton_step(point, damping, tolerance, n_directions)
         n_directions = step.n_directions
         spent += n_directions * problem.n_products
         there = problem.at(point.coefficients - step.change, torch.float64)
         if step.squared_decrement <= _ROUNDING * point.loss:
-            if there.loss <= point.loss * (1 + _ROUNDING):
-                point = there
-            break
+            # The loss can't tell better from worse any more, but the gradient can.
+            if there.loss > point.loss * (1 + _ROUNDING):
+                break
+            point = there
+            n_stalled += 1
+            if step.squared_decrement * step.error < enough:
+                break
+            continue
         n_stalled = n_stalled + 1 if point.loss - there.loss < _STALLED else 0
         # One where the loss falls as its quadratic model does.
         gain = 2 * (point.loss - there.loss) / max(step.squared_decrement, 1e-300)
         left = step.squared_decrement * (step.error + (gain - 1) ** 2)
         if gain > _SUFFICIENT:
             point = there
-            enough = _CLOSE if spent > _LITTLE else _EXACT
             if not damping and left < enough:
                 break
         if gain < 0.25:
@@ -356,12 +363,15 @@ class _Problem:
             change.sub_((proba * change).sum(0)).mul_(proba).mul_(shares)
             return torch.addmm(diagonal * direction, change, self.rough_rows)
 
-        precondition = self._preconditioner(proba, damped, self._rank(n_directions))
         scale = float(point.gradient.abs().max().clamp_min(1e-300))  # single precision is narrow
         gradient = (point.gradient / scale).float()
-        solution, error, n_directions = _conjugate_gradients(
-            hessian, precondition, gradient, tolerance
-        )
+        for rank in (self._rank(n_directions), 0):
+            precondition = self._preconditioner(proba, damped, rank)
+            solution, error, n_directions = _conjugate_gradients(
+                hessian, precondition, gradient, tolerance
+            )
+            if n_directions:
+                break  # else rounding of large terms has made the preconditioner indefinite
         squared_decrement = scale**2 * float((gradient * solution).sum(dtype=torch.float64))
         change = scale * _along(self.axes.T, solution.double())
         return _Step(change, squared_decrement, error, n_directions)
@@ -485,4 +495,4 @@ def _conjugate_gradients(
         toward = precondition(residual)
         product, before = float((residual * toward).sum()), product
         direction = toward + (product / before) * direction
-    return solution, max(product, 0.0) / max(first, 1e-300), n
+    return solution, product / first if product >= 0 < first else 1.0, n
