@@ -1068,10 +1068,10 @@ def fuzz(content, path, X, expected, seed, n):
     return counts
 
 
-@pytest.mark.parametrize("n", [100, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [100, pytest.param(300, marks=pytest.mark.slow)])
 def test_fuzz(saved, fitted, X, n):
     content = saved.read_bytes()
-    counts = fuzz(content, saved, X[:3], fitted.predict_proba(X[:3]), seed=n, n=n)
+    counts = fuzz(content, saved, X[:3], fitted.predict_proba(X[:3]), seed=0, n=n)
     assert counts["refused"] > n // 2
 
 
