@@ -63,7 +63,7 @@ MODULES = {
     ),
     "Backbones: Networks, their weights, and where they can be cut.": (
         "backbones.efficientnet_lite backbones.registry backbones.weights backbones.graph "
-        "backbones.stages backbones.split backbones"
+        "backbones.classifier backbones.stages backbones.split backbones"
     ),
     "Cache: Features by image content.": (
         "cache.leases cache.protocol cache.memory cache.directory cache.opening cache"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from inspect import Parameter, signature
@@ -18,6 +18,7 @@ from joblib import effective_n_jobs
 from sklearn.base import BaseEstimator
 from sklearn.utils import Tags
 from sklearn.utils.validation import validate_data
+from torch import nn
 from torchvision.models import WeightsEnum
 
 from .backbones import Backbone, load_backbone
@@ -162,6 +163,16 @@ class ImageEstimator(BaseEstimator):
         skipped = np.setdiff1d(np.arange(n_rows(X)), left)
         _warn_of(files, len(skipped), n_rows(X), "They were left out.")
         return result, skipped
+
+    # What modules that draw or store estimators may ask of them, named as scikit-learn names such.
+
+    def __sktl_backbone__(self) -> Backbone:
+        """Return the backbone of the fit; before one, that which fit would load."""
+        return self._load_backbone(seed=0)
+
+    def __sktl_path__(self) -> tuple[Sequence[nn.Module], int]:
+        """Return what an image goes through in a fitted estimator, and the number of features."""
+        raise NotImplementedError
 
     def _load_backbone(self, seed: int | None = None) -> Backbone:
         cache = self._cache()

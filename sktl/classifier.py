@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -19,6 +19,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils import Bunch, Tags
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from skorch.callbacks import Callback, InputShapeSetter, LRScheduler
+from torch import nn
 
 from .backbones import Backbone
 from .base import ImageEstimator, n_rows, rows_at
@@ -1183,6 +1184,14 @@ class PretrainedImageClassifier(
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = []
         return tags
+
+    def __sktl_backbone__(self) -> Backbone:
+        return self._model.backbone if self.__sklearn_is_fitted__() else super().__sktl_backbone__()
+
+    def __sktl_path__(self) -> tuple[Sequence[nn.Module], int]:
+        model = self._model
+        parts = (model.backbone.prefix(model.depth, model.pooling), model.net.module_.suffix)
+        return parts, model.head.in_features
 
     def _summary(self) -> Summary:
         n_trained = sum(parameter.numel() for parameter in self.net_.module_.parameters())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
 from numbers import Integral
@@ -14,7 +14,7 @@ import torch
 from sklearn.base import TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor
+from torch import Tensor, nn
 
 from .backbones import Backbone, Pool, Pooling, spatial_axes
 from .base import ImageEstimator
@@ -262,6 +262,13 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = []
         return tags
+
+    def __sktl_backbone__(self) -> Backbone:
+        return self._backbone if self.__sklearn_is_fitted__() else super().__sktl_backbone__()
+
+    def __sktl_path__(self) -> tuple[Sequence[nn.Module], int]:
+        part = self._backbone.stage_features(self._stage, self._pooling)
+        return (part,), self._n_features_out
 
     def _summary(self) -> Summary:
         facts = [

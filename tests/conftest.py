@@ -1,5 +1,6 @@
 """Pictures and settings that several test modules share."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -86,6 +87,18 @@ def stamps():
     if not STAMPS.is_dir():
         pytest.skip("the folder of stamps is not here")
     return STAMPS
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """Context whose processes have sktl from the start, which is imported once for all of them."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["sktl.classifier", "sktl.features", "sklearn.datasets", "sklearn.model_selection"]
+    )
+    return context
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ def slow(command):
 @pytest.mark.parametrize(
     "command",
     [
-        "frozen_fit.py --images 16 --repeats 1",
+        slow("frozen_fit.py --images 16 --repeats 1"),
         slow("search.py --images 50 --repeats 1 --skorch-images 8"),
         slow("freeze_search.py --images 30 --epochs 1 --skorch-images 8"),
         "predict.py --images 16 --repeats 1",
-        "directory_cache.py --images 16 --repeats 1",
+        slow("directory_cache.py --images 16 --repeats 1"),
         slow("memory.py --few 16 --many 32"),
         slow("import_time.py --repeats 1"),
         "decoding.py --repeats 1",
@@ -30,7 +30,7 @@ def slow(command):
         slow("deploy.py --images 16 --repeats 1 --compile 0"),
         slow("training_step.py --images 64 --repeats 1"),
         slow("many_classes.py --rows 100 --classes 5 --test-rows 30 --max-iter 20"),
-        "threads.py --sizes 32 --blocks 1 --steps 1 --batch 4",
+        slow("threads.py --sizes 32 --blocks 1 --steps 1 --batch 4"),
         slow("photographs.py --drawings 1 --test 2"),
         slow("compiling.py --images 32 --networks 1 --repeats 1"),
         slow("accuracy/study.py --digits 2 --size 32 --epochs 1 --folds 2 --output {output}"),

@@ -1,6 +1,5 @@
 """Searches and prefix passes on several worker processes that share one cache directory."""
 
-import multiprocessing
 import os
 import sqlite3
 from collections import Counter
@@ -56,7 +55,10 @@ def on_ray():
         ray.shutdown()
 
 
-@pytest.fixture(params=[on_dask, on_ray], ids=lambda engine: engine.__name__[3:])
+@pytest.fixture(
+    params=[on_dask, pytest.param(on_ray, marks=pytest.mark.slow)],
+    ids=lambda engine: engine.__name__[3:],
+)
 def engine(request):
     return request.param
 
@@ -177,15 +179,13 @@ def train_together(rank, folder, clf, X, y, report):
     ids=["last stage", "accumulated", "all stages"],
 )
 def test_processes_that_train_together_give_what_one_gives(
-    digits, directory, network, tmp_path, params
+    processes, digits, directory, network, tmp_path, params
 ):
     X, y = digits
     clf = fine_tuned(network, params)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sktl"])
-    pipes = [context.Pipe(duplex=False) for _ in range(2)]
+    pipes = [processes.Pipe(duplex=False) for _ in range(2)]
     workers = [
-        context.Process(target=train_together, args=(i, tmp_path, clf, X, y, send), daemon=True)
+        processes.Process(target=train_together, args=(i, tmp_path, clf, X, y, send), daemon=True)
         for i, (_, send) in enumerate(pipes)
     ]
     for worker in workers:

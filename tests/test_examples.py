@@ -1,8 +1,10 @@
 """What examples find in a folder that they are given; that they run, the gallery shows."""
 
+import contextlib
+import io
 import re
+import runpy
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -14,14 +16,22 @@ from PIL import Image
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run(example, *arguments):
-    command = [sys.executable, str(EXAMPLES / example), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def run(monkeypatch):
+    """Function that runs an example as a program, and gives what it prints."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+
+    def run(example, *arguments):
+        monkeypatch.setattr(sys, "argv", [example, *map(str, arguments)])
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            runpy.run_path(str(EXAMPLES / example), run_name="__main__")
+        return printed.getvalue()
+
+    return run
 
 
-def test_quickstart():
+@pytest.mark.slow
+def test_quickstart(run):
     printed = run("quickstart.py")
     scores = [float(score) for score in re.findall(r"^ {4}\S.* (0\.\d+)$", printed, re.MULTILINE)]
     assert len(scores) == 9
@@ -50,7 +60,7 @@ def tile_of(path):
         return np.asarray(picture.resize((108, 108), Image.Resampling.BICUBIC))
 
 
-def test_group_pictures(save_photographs, tmp_path):
+def test_group_pictures(run, save_photographs, tmp_path):
     pictures = save_photographs(tmp_path / "pictures")
     printed = run("group_pictures.py", pictures)
     groups = [set(map(int, g.split(", "))) for g in re.findall(r"group \d+: (.*)", printed)]
@@ -63,7 +73,8 @@ def test_group_pictures(save_photographs, tmp_path):
     np.testing.assert_array_equal(second, tile_of(pictures / "kind1" / "10.jpg"))
 
 
-def test_groups_of_stamps_are_mostly_of_one_kind(stamps):
+@pytest.mark.slow
+def test_groups_of_stamps_are_mostly_of_one_kind(run, stamps):
     kinds = {path.stem: path.parent.name for path in stamps.glob("*/*")}
     groups = re.findall(r"group \d+: (.*)", run("group_pictures.py", stamps))
     found = [Counter(kinds[name] for name in group.split(", ")) for group in groups]
@@ -77,7 +88,7 @@ def listed_in(printed):
     return [Path(path) for path in found]
 
 
-def test_nearest_pictures(save_photographs, tmp_path):
+def test_nearest_pictures(run, save_photographs, tmp_path):
     pictures = save_photographs(tmp_path / "pictures")
     printed = run("nearest_pictures.py", pictures)
     nearest = listed_in(printed)
@@ -88,14 +99,15 @@ def test_nearest_pictures(save_photographs, tmp_path):
     np.testing.assert_array_equal(sheet[162:270, 2:110], tile_of(nearest[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("picture", ["mammals/bear.jpg", "birds/duck.jpg"])
-def test_nearest_stamps_are_mostly_of_one_kind(stamps, picture):
+def test_nearest_stamps_are_mostly_of_one_kind(run, stamps, picture):
     nearest = listed_in(run("nearest_pictures.py", stamps, stamps / picture))
     assert stamps / picture not in nearest
     assert [path.parent.name for path in nearest].count(picture.split("/")[0]) >= 6
 
 
-def test_find_mislabelled(save_photographs, tmp_path):
+def test_find_mislabelled(run, save_photographs, tmp_path):
     pictures = save_photographs(tmp_path / "pictures")
     (pictures / "kind0" / "3.jpg").rename(pictures / "kind1" / "3.jpg")
     printed = run("find_mislabelled.py", pictures)
@@ -104,7 +116,8 @@ def test_find_mislabelled(save_photographs, tmp_path):
     np.testing.assert_array_equal(sheet_in(printed)[18:126, 2:110], tile_of(found[0]))
 
 
-def test_swapped_stamps_are_found(stamps, tmp_path):
+@pytest.mark.slow
+def test_swapped_stamps_are_found(run, stamps, tmp_path):
     pictures = shutil.copytree(stamps, tmp_path / "pictures")
     swapped = []
     kinds = sorted(pictures.iterdir())
@@ -116,7 +129,8 @@ def test_swapped_stamps_are_found(stamps, tmp_path):
     assert len(found) < 30
 
 
-def test_few_labels(stamps):
+@pytest.mark.slow
+def test_few_labels(run, stamps):
     printed = run("few_labels.py", stamps)
     assert "231 pictures to learn from, 50 of them with a label" in printed
     alone, adapted, *others = map(float, re.findall(r": +(0\.\d+)$", printed, re.MULTILINE))
@@ -125,7 +139,8 @@ def test_few_labels(stamps):
     assert min(others) > 0.5
 
 
-def test_other_source(stamps):
+@pytest.mark.slow
+def test_other_source(run, stamps):
     printed = run("other_source.py", stamps)
     good, bad, adapted, expected = map(float, re.findall(r": (0\.\d+)$", printed, re.MULTILINE))
     assert good > adapted > bad

@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import errno
 import itertools
-import multiprocessing
 import os
 import re
 import resource
@@ -37,14 +36,6 @@ pytestmark = pytest.mark.usefixtures("one_thread", "few_iterations_are_enough")
 
 SIZE = 32
 N = 120
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """Context whose processes have sktl from the start."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sktl", "sklearn.datasets", "sklearn.model_selection"])
-    return context
 
 
 @pytest.fixture(autouse=True)

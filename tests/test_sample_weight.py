@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 from skorch.callbacks import Callback
-from torchvision.models import ShuffleNetV2
+from torch import nn
 
 from sktl import PretrainedImageClassifier
 
@@ -26,7 +26,13 @@ def zeros_and_ones():
 
 
 def small_network():
-    return ShuffleNetV2([1, 1, 1], [24, 48, 96, 192, 256])
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(16, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU()),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, 10),
+    )
 
 
 def make(seed=0, **params):

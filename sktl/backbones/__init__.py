@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -98,11 +99,6 @@ class Backbone:
         """Names of the stages in forward order."""
         return self.splitter.stages if self.known_stages is None else self.known_stages
 
-    @property
-    def traceable(self) -> bool:
-        """Whether the network can be cut between its stages."""
-        return not isinstance(self.splitter, OpaqueNetwork)
-
     def freeze_depth(self, freeze: int | str) -> int:
         """Number of frozen stages that the parameter `freeze` means.
 
@@ -122,13 +118,15 @@ class Backbone:
             return n if freeze == "all" else 0
         if isinstance(freeze, str) and freeze in self.stages:
             return self.stages.index(freeze) + 1
+        if n == 1 and freeze != 0 and isinstance(self.splitter, OpaqueNetwork):
+            # Its one stage is no choice of anybody's: -1 would silently train everything.
+            raise ValueError(
+                f"freeze={shown(freeze)}: torch.fx can't trace this network "
+                f"({self.splitter.reason}), so it has no stages to cut between. It can be frozen "
+                'whole or not at all: "all" or "none".'
+            )
         if not isinstance(freeze, str | bool) and -n <= freeze <= n:
             return int(freeze) if freeze >= 0 else n + int(freeze)
-        if not self.traceable:
-            raise ValueError(
-                f"freeze={shown(freeze)}: torch.fx can't trace this network, so it has no stages "
-                'to cut between. It can be frozen whole or not at all: "all" or "none".'
-            )
         raise ValueError(
             f'freeze={shown(freeze)} is not possible: choose "all", "none", a number from {-n} to '
             f"{n}, or one of the {n} stages {list(self.stages)}."
@@ -337,7 +335,7 @@ def _load_later(backbone: str, source: WeightsSource, identity: bytes) -> Backbo
         if _identity(backbone, source) != identity:
             raise OSError(f"{source.name} has changed since it was first used. Fit again.")
         splitter = _prepare(architecture.build(initialise=False), source.recipe.crop)
-        load_weights(splitter.network, read(), splitter.classifier, source.name)
+        load_weights(splitter.network, read(), splitter.classifiers, source.name)
         return splitter
 
     return Backbone(architecture, source.recipe, load, identity)
@@ -353,13 +351,25 @@ def _load_now(
         network = architecture.build(initialise=not pretrained)
     recipe = source.recipe
     if not isinstance(backbone, str) and (own := recipe_of_module(network)) is not None:
+        _warn_of_crop(network, own, recipe.resize_mode)
         own = replace(own, resize_mode=recipe.resize_mode)
         recipe = own if image_size is None else own.at(image_size)
         architecture = replace(architecture, image_size=recipe.crop)
     splitter = _prepare(network, recipe.crop)
     if source.read is not None:
-        load_weights(network, source.read(), splitter.classifier, source.name)
+        load_weights(network, source.read(), splitter.classifiers, source.name)
     return _loaded_backbone(architecture, recipe, splitter)
+
+
+def _warn_of_crop(network: nn.Module, own: Recipe, resize_mode: str) -> None:
+    """Say that cropping isn't what the weights were evaluated with, as it is with most."""
+    if resize_mode == "crop" and own.resize_mode != "crop":
+        warnings.warn(
+            f'The weights of {type(network).__name__} were evaluated on whole pictures, and "crop" '
+            f"cuts their edges off. resize_mode={own.resize_mode!r} prepares them as then.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _loaded_backbone(

@@ -13,9 +13,9 @@ import math
 import operator
 import threading
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
 
 import torch
 import torchvision.ops
@@ -24,7 +24,8 @@ from torch import fx, nn
 from ..images.preprocessing import Size, height_width, in_pixels
 
 # Their forward asks for `self.training`, which tracing would freeze into the graph.
-_LEAVES = (torchvision.ops.StochasticDepth, torchvision.ops.DropBlock2d)
+# A linear layer is one whatever its forward looks like; only so a classifier is known.
+_LEAVES = (torchvision.ops.StochasticDepth, torchvision.ops.DropBlock2d, nn.Linear)
 _PATH = "sktl_path"
 _one_at_a_time = threading.RLock()
 
@@ -33,11 +34,33 @@ class NotTraceableError(Exception):
     """torch.fx can't follow this network's forward."""
 
 
+@dataclass(frozen=True)
+class Whole:
+    """What a trace takes as one step, without looking inside.
+
+    Attributes
+    ----------
+    classes : tuple of type
+        Of modules.
+    paths : frozenset of str
+        Of modules.
+    functions : tuple of callable
+    """
+
+    classes: tuple[type[nn.Module], ...] = ()
+    paths: frozenset[str] = frozenset()
+    functions: tuple[Callable[..., Any], ...] = ()
+
+
 class _Tracer(fx.Tracer):
     """Record for each node the path of the module in whose forward it is."""
 
-    def __init__(self) -> None:
-        super().__init__(autowrap_modules=(math, torchvision.ops))  # type: ignore[arg-type]
+    def __init__(self, whole: Whole) -> None:
+        super().__init__(
+            autowrap_modules=(math, torchvision.ops),  # type: ignore[arg-type]
+            autowrap_functions=whole.functions,
+        )
+        self._whole = whole
         self._inside = [""]
         self._thread = threading.get_ident()
 
@@ -72,7 +95,11 @@ class _Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, _LEAVES) or super().is_leaf_module(m, module_qualified_name)
+        return (
+            isinstance(m, (*_LEAVES, *self._whole.classes))
+            or module_qualified_name in self._whole.paths
+            or super().is_leaf_module(m, module_qualified_name)
+        )
 
 
 @dataclass(frozen=True)
@@ -89,7 +116,7 @@ class NetworkGraph:
     boundaries : tuple of str
         Names of the nodes of `eval` at which the network can be cut, in forward order.
     shapes : dict of str to tuple of int
-        Shape of the value at each boundary, for a batch of two images.
+        Shape of each node of `eval` that is a tensor, for a batch of two images.
     """
 
     train: fx.Graph
@@ -103,9 +130,16 @@ class NetworkGraph:
         """Nodes of the evaluation graph by name."""
         return {name: node for node, name in self.names.items()}
 
+    def shape_of(self, node: fx.Node) -> tuple[int, ...]:
+        """Shape of a node's value; empty if that is no tensor."""
+        return self.shapes.get(self.names[node], ())
+
 
 def trace(network: nn.Module, image_size: Size) -> NetworkGraph:
     """Trace a network in both modes and find its boundaries.
+
+    Where torch.fx can't follow all of a network, the parts that its library names, or else its
+    repeated blocks, are taken as one step each.
 
     Parameters
     ----------
@@ -127,28 +161,179 @@ def trace(network: nn.Module, image_size: Size) -> NetworkGraph:
     """
     was_training = network.training
     try:
-        train = _trace_mode(network.train(), training=True)
-        graph = _trace_mode(network.eval(), training=False)
+        train, graph = _trace_both(network)
     finally:
         network.train(was_training)
-    values = _values(network, graph, image_size)
+    return _analyse(network, train, graph, image_size)
+
+
+def _trace_both(network: nn.Module) -> tuple[fx.Graph, fx.Graph]:
+    first: NotTraceableError | None = None
+    for whole in _ways(network):
+        try:
+            train = _trace_mode(network.train(), whole)
+            return train, _trace_mode(network.eval(), whole)
+        except NotTraceableError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _ways(network: nn.Module) -> Iterator[Whole]:
+    """What to take as one step: first as little as possible."""
+    yield Whole()
+    known = _known_to_timm(network)
+    if known is not None:
+        yield known
+    blocks = _repeated_blocks(network)
+    if blocks:
+        yield Whole(paths=blocks)
+        if known is not None:
+            yield replace(known, paths=blocks)
+
+
+def _known_to_timm(network: nn.Module) -> Whole | None:
+    """The modules and functions that timm's own feature extraction doesn't trace."""
+    if not any(type(part).__module__.startswith("timm.") for part in network.modules()):
+        return None
+    try:
+        from timm.models import get_notrace_functions, get_notrace_modules
+    except ImportError:  # they have been there since 0.6 and aren't documented
+        return None
+    classes, functions = get_notrace_modules(), get_notrace_functions()  # type: ignore[no-untyped-call]
+    return Whole(classes=tuple(classes), functions=tuple(functions))
+
+
+def _repeated_blocks(network: nn.Module) -> frozenset[str]:
+    """Paths of modules of one class, with layers inside, that stand side by side in a container."""
+    found: list[str] = []
+    for path, module in network.named_modules():
+        if not isinstance(module, nn.Sequential | nn.ModuleList):
+            continue
+        if any(path == f or path.startswith(f + ".") for f in found):
+            continue
+        children = [
+            (f"{path}.{name}".lstrip("."), child)
+            for name, child in module.named_children()
+            if _n_layers(child) >= 2
+        ]
+        if len(children) >= 2 and len({type(child) for _, child in children}) == 1:
+            found += [name for name, _ in children]
+    return frozenset(found)
+
+
+def _n_layers(module: nn.Module) -> int:
+    """How many layers with weight matrices or kernels a module holds."""
+    return sum(
+        any(p.ndim >= 2 for p in part.parameters(recurse=False)) for part in module.modules()
+    )
+
+
+def layers_of_leaf(network: nn.Module, path: str) -> int:
+    """How many layers there are in what a trace took as one step; 0 in a layer of torch."""
+    part = operator.attrgetter(path)(network)
+    own = isinstance(part, nn.Module) and not type(part).__module__.startswith("torch.nn")
+    return _n_layers(part) if own and any(True for _ in part.children()) else 0
+
+
+def _analyse(
+    network: nn.Module, train: fx.Graph, graph: fx.Graph, image_size: Size
+) -> NetworkGraph:
+    values = _values(network, graph, image_size, 2)
+    if any(map(_asks_for_size, graph.nodes)):
+        _fold_sizes(train, graph, values, _values(network, graph, image_size, 3))
     names = node_names(graph)
-    boundaries = tuple(n for n in _boundaries(graph) if isinstance(values.get(n), torch.Tensor))
-    known = set(node_names(train).values())
-    kept = tuple(n for n in boundaries if names[n] in known)
-    shapes = {names[n]: tuple(values[n].shape) for n in kept}
-    return NetworkGraph(train, graph, names, tuple(names[n] for n in kept), shapes)
+    shapes = {name: v.shape for n, name in names.items() if isinstance(v := values[n], _Shaped)}
+    train_names = node_names(train)
+    known = {train_names[node] for node in _boundaries(train)}
+    kept = tuple(
+        n for n in map(names.__getitem__, _boundaries(graph)) if n in shapes and n in known
+    )
+    return NetworkGraph(train, graph, names, kept, shapes)
 
 
-def _trace_mode(network: nn.Module, training: bool) -> fx.Graph:
+def _fold_sizes(
+    train: fx.Graph, graph: fx.Graph, values: dict[fx.Node, Any], others: dict[fx.Node, Any]
+) -> None:
+    """Make numbers of what follows from the size of the images, which is always the same.
+
+    Otherwise a network that hands its height and width from block to block has no boundaries.
+    `values` and `others` are those of differing numbers of images.
+    """
+    names = node_names(graph)
+    sizes = {
+        names[node]: value
+        for node, value in values.items()
+        if _is_size(value) and others[node] == value  # else it counts the images
+    }
+    for part in (train, graph):
+        for node, name in node_names(part).items():
+            if name in sizes and node.op not in ("placeholder", "output"):
+                _put_in_place(node, sizes[name])
+        remove_dead_nodes(part)
+
+
+def _asks_for_size(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target in ("size", "dim")
+    return node.op == "call_function" and node.target is getattr
+
+
+def _is_size(value: object) -> bool:
+    """Whether it is a whole number, or several."""
+    if isinstance(value, tuple | list):
+        return all(map(_is_size, value))
+    return isinstance(value, int)
+
+
+def _put_in_place(node: fx.Node, value: Any) -> None:
+    for user in list(node.users):
+        for part in ("args", "kwargs"):
+            given = getattr(user, part)
+            setattr(user, part, fx.node.map_arg(given, lambda n: value if n is node else n))
+
+
+def give_out(
+    network: nn.Module, graph: NetworkGraph, names: list[str], image_size: Size
+) -> NetworkGraph:
+    """Let a network end in some of its inner values, vectors, side by side.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+    graph : NetworkGraph
+        Changed in place.
+    names : list of str
+        Of the values.
+    image_size : int or (int, int)
+
+    Raises
+    ------
+    NotTraceableError
+        If the network doesn't have them in training.
+    """
+    for part in (graph.train, graph.eval):
+        by_name = {name: node for node, name in node_names(part).items()}
+        if not set(names) <= by_name.keys():
+            raise NotTraceableError("in training it goes another way to its classifier")
+        values = [by_name[name] for name in names]
+        output = next(n for n in part.nodes if n.op == "output")
+        with part.inserting_before(output):
+            joined = values[0] if len(values) == 1 else part.call_function(torch.cat, (values, 1))
+        output.args = (joined,)
+        remove_dead_nodes(part)
+    return _analyse(network, graph.train, graph.eval, image_size)
+
+
+def _trace_mode(network: nn.Module, whole: Whole) -> fx.Graph:
     try:
         with _one_at_a_time:  # two would put each other's changes back
-            graph = _Tracer().trace(network, _defaults(network.forward))
+            graph = _Tracer(whole).trace(network, _defaults(network.forward))
     except Exception as error:  # torch.fx raises whatever the forward method raises on a proxy
         raise NotTraceableError(f"{type(error).__name__}: {error}") from error
     if any(not node.users and writes_in_place(network, node) for node in graph.nodes):
         raise NotTraceableError("its forward changes a tensor in place and drops the result")
-    _keep_logits(graph)
+    _keep_logits(graph, network.training)
     remove_dead_nodes(graph)
     return graph
 
@@ -159,17 +344,29 @@ def _defaults(forward: Callable[..., Any]) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
-def _keep_logits(graph: fx.Graph) -> None:
-    """Drop auxiliary outputs: of a tuple the first counts, of a dict "out" or "logits"."""
+def _keep_logits(graph: fx.Graph, training: bool) -> None:
+    """Keep one tensor: of a dict, "logits"; of a tuple in training, the first."""
     output = next(n for n in graph.nodes if n.op == "output")
     value = output.args[0]
-    if isinstance(value, dict):
-        value = next((value[k] for k in ("out", "logits") if k in value), None)
-    elif isinstance(value, tuple | list) and value:
-        value = value[0]
+    if isinstance(value, dict) and "logits" in value:
+        value = value["logits"]
+    elif training and isinstance(value, tuple | list) and value:
+        value = value[0]  # the others are auxiliary outputs, if there is one in evaluation
     if not isinstance(value, fx.Node):
-        raise NotTraceableError("the network's output is neither a tensor nor a tuple of tensors")
+        refuse_output(value)
     output.args = (value,)
+
+
+def refuse_output(value: object) -> NoReturn:
+    """Raise a ValueError for what a network returned in the place of a tensor."""
+    kinds = (dict, list, tuple)  # torch.fx has classes of its own for these
+    kind = next((k.__name__ for k in kinds if isinstance(value, k)), type(value).__name__)
+    what = f"{kind} of {len(value)} things" if isinstance(value, kinds) else kind
+    raise ValueError(
+        f"The backbone must return one tensor a batch, the features or logits, and returns "
+        f"a {what}. Build it so that it returns one (in timm, features_only=False), or wrap it in "
+        "a module whose forward does."
+    )
 
 
 def remove_dead_nodes(graph: fx.Graph) -> None:
@@ -224,21 +421,57 @@ def has_weights(network: nn.Module, node: fx.Node) -> bool:
     return False
 
 
-def _values(network: nn.Module, graph: fx.Graph, image_size: Size) -> dict[fx.Node, Any]:
-    """Propagate shapes without computing; this also shows whether the size is possible."""
-    tensors = (*network.parameters(), *network.buffers())
-    # deepcopy takes what the memo holds, so no weight is copied.
-    memo = {id(t): _to_meta(t) for t in tensors}
-    recorder = _Recorder(fx.GraphModule(copy.deepcopy(network.eval(), memo), graph))
-    with torch.no_grad():
+@dataclass(frozen=True)
+class _Shaped:
+    """Stands for a tensor."""
+
+    shape: tuple[int, ...]
+
+
+def _values(network: nn.Module, graph: fx.Graph, image_size: Size, n: int) -> dict[fx.Node, Any]:
+    """What each node gives for `n` images; this also shows whether the size is possible.
+
+    Shapes are propagated without computing if that is possible. It isn't where a forward makes
+    tensors of its own: such a network is run.
+    """
+    module = fx.GraphModule(network.eval(), graph)
+    shape = (n, 3, *height_width(image_size))
+    try:
+        # deepcopy takes what the memo holds, so no weight is copied.
+        memo = {id(t): _to_meta(t) for t in (*module.parameters(), *module.buffers())}
+        return _record(copy.deepcopy(module, memo), graph, torch.empty(shape, device="meta"))
+    except Exception:
         try:
-            recorder.run(torch.empty(2, 3, *height_width(image_size), device="meta"))
+            return _record(module, graph, torch.zeros(shape))
         except Exception as error:
-            raise ValueError(
-                f"The network can't take images of {in_pixels(image_size)} "
-                f"({type(error).__name__}: {_first_line(error)}). Choose another image_size."
-            ) from error
+            refuse_images(network, image_size, error)
+
+
+@torch.no_grad()
+def _record(module: fx.GraphModule, graph: fx.Graph, images: torch.Tensor) -> dict[fx.Node, Any]:
+    recorder = _Recorder(module)
+    recorder.run(images)
     return dict(zip(graph.nodes, recorder.values, strict=True))
+
+
+def refuse_images(network: nn.Module, image_size: Size, error: Exception) -> NoReturn:
+    """Say why a network can't take images of a size."""
+    sizes = height_width(image_size)
+    for channels in (1, 4):
+        try:
+            with torch.no_grad():
+                network.eval()(torch.zeros(1, channels, *sizes))
+        except Exception:
+            continue
+        n = f"{channels} channel{'s' if channels > 1 else ''}"
+        raise ValueError(
+            f"{type(network).__name__} takes images of {n}, and sktl gives 3, red, green and blue "
+            "(grey pictures three times the same). Build it for 3, in timm with in_chans=3."
+        ) from error
+    raise ValueError(
+        f"The network can't take images of {in_pixels(image_size)} "
+        f"({type(error).__name__}: {_first_line(error)}). Choose another image_size."
+    ) from error
 
 
 def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
@@ -249,7 +482,7 @@ def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class _Recorder(fx.Interpreter):
-    """Keep the value of every node in graph order."""
+    """Keep the value of every node in graph order, of tensors the shape alone."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -257,7 +490,8 @@ class _Recorder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        self.values.append(value)
+        is_tensor = isinstance(value, torch.Tensor)
+        self.values.append(_Shaped(tuple(value.shape)) if is_tensor else value)
         return value
 
 

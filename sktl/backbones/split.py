@@ -9,24 +9,36 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, fx, nn
 
-from ..images.preprocessing import Size, height_width, in_pixels
-from .graph import NetworkGraph, NotTraceableError, node_names, remove_dead_nodes, trace
+from ..images.preprocessing import Size, height_width
+from .classifier import expose_features, gives_embeddings, warn_of_output
+from .graph import (
+    NetworkGraph,
+    NotTraceableError,
+    node_names,
+    refuse_images,
+    refuse_output,
+    remove_dead_nodes,
+    trace,
+)
 from .graph import writes_in_place as _writes_in_place
 from .stages import Anatomy, find_anatomy
 
 Pooling = Literal["auto", "avg", "flatten"]
+
+_REASON = 150  # characters of torch.fx's own words in a message
 
 
 class Splitter(Protocol):
     """A network that can be cut after any of its stages.
 
     `depth` counts the stages before the cut; at the last one the prefix goes on to the
-    pooled features that the head reads.
+    pooled features that the head reads. `classifiers` are the paths of the layers that make the
+    network's own logits, or of their weights.
     """
 
     network: nn.Module
     stages: tuple[str, ...]
-    classifier: str | None
+    classifiers: tuple[str, ...]
 
     def prefix(self, depth: int, pooling: Pooling) -> nn.Module:
         """Everything before the cut, in evaluation mode; shares the network's weights."""
@@ -116,12 +128,12 @@ class CutNetwork(nn.Module):
 class TracedNetwork:
     """A network cut along its torch.fx graph."""
 
-    def __init__(self, network: nn.Module, graph: NetworkGraph) -> None:
+    def __init__(self, network: nn.Module, graph: NetworkGraph, image_size: Size) -> None:
         self.network = network
-        self.graph = graph
-        self.anatomy: Anatomy = find_anatomy(network, graph)
+        self.graph, features, classifiers = expose_features(network, graph, image_size)
+        self.anatomy: Anatomy = find_anatomy(network, self.graph, features)
         self.stages = tuple(stage.name for stage in self.anatomy.stages)
-        self.classifier = self.anatomy.classifier
+        self.classifiers = tuple(classifiers)
 
     def prefix(self, depth: int, pooling: Pooling) -> nn.Module:
         """See :class:`Splitter`."""
@@ -238,13 +250,22 @@ def _kept(part: fx.Graph, node: fx.Node) -> fx.Node:
 
 
 class OpaqueNetwork:
-    """A network that torch.fx can't follow: frozen whole or not at all."""
+    """A network that torch.fx can't follow: frozen whole or not at all.
+
+    Attributes
+    ----------
+    reason : str
+        Why it can't be followed.
+    """
 
     stages: tuple[str, ...] = ("network",)
 
-    def __init__(self, network: nn.Module, image_size: Size) -> None:
+    def __init__(self, network: nn.Module, image_size: Size, reason: str) -> None:
         self.network = network
-        self.classifier = _last_linear(network, image_size)
+        self.reason = reason
+        self._classifier = _last_linear(network, image_size)
+        paths = [] if self._classifier is None else [self._classifier]
+        self.classifiers: tuple[str, ...] = tuple(paths)
         self._image_size = image_size
 
     def prefix(self, depth: int, pooling: Pooling) -> nn.Module:
@@ -264,8 +285,8 @@ class OpaqueNetwork:
     def several(self, depth: int, stages: Sequence[int | None], pooling: Pooling) -> nn.Module:
         """See :class:`Splitter`; there is one stage only."""
         raise ValueError(
-            "torch.fx can't trace this network, so it has no several stages to give the features "
-            "of. Choose stage=None, what its classifier reads."
+            f"torch.fx can't trace this network ({self.reason}), so it has no several stages to "
+            "give the features of. Choose stage=None, what its classifier reads."
         )
 
     @torch.no_grad()
@@ -289,12 +310,12 @@ class OpaqueNetwork:
 
     def _headless(self) -> nn.Module:
         """The network with its classifier taken out; its other weights are shared."""
-        if self.classifier is None:
+        if self._classifier is None:
             return self.network
         memo: dict[int, object] = {id(t): t for t in self.network.parameters()}
         memo |= {id(t): t for t in self.network.buffers()}
         network = copy.deepcopy(self.network, memo)
-        parent, _, name = self.classifier.rpartition(".")
+        parent, _, name = self._classifier.rpartition(".")
         setattr(network.get_submodule(parent), name, nn.Identity())
         return network
 
@@ -307,25 +328,26 @@ def _last_linear(network: nn.Module, image_size: Size) -> str | None:
             lambda _module, _inputs, output, name=name: outputs.__setitem__(name, output)
         )
         for name, module in network.named_modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear) and not gives_embeddings(network)
     ]
+    images = torch.rand(
+        (1, 3, *height_width(image_size)), generator=torch.Generator().manual_seed(0)
+    )
     try:
         with torch.no_grad():
-            result = network.eval()(torch.zeros(1, 3, *height_width(image_size)))
+            result = network.eval()(images)
     except Exception as error:
-        raise ValueError(
-            f"The backbone failed on an image of {in_pixels(image_size)}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+        refuse_images(network, image_size, error)
     finally:
         for hook in hooks:
             hook.remove()
     if not isinstance(result, Tensor):
-        raise ValueError(
-            f"The backbone must return a tensor, got {type(result).__name__}. Wrap it in a module "
-            "whose forward returns the features or logits alone."
-        )
-    return next((name for name, output in outputs.items() if output is result), None)
+        refuse_output(result)
+    alike = {name: out for name, out in outputs.items() if out.shape == result.shape}
+    same = [name for name, output in alike.items() if torch.equal(output, result)]
+    if not same and alike and result.ndim == 2:
+        warn_of_output(network, result.shape[1])
+    return same[-1] if same else None
 
 
 def make_splitter(network: nn.Module, image_size: Size) -> Splitter:
@@ -343,7 +365,6 @@ def make_splitter(network: nn.Module, image_size: Size) -> Splitter:
     TracedNetwork or OpaqueNetwork
     """
     try:
-        graph = trace(network, image_size)
-    except NotTraceableError:
-        return OpaqueNetwork(network, image_size)
-    return TracedNetwork(network, graph)
+        return TracedNetwork(network, trace(network, image_size), image_size)
+    except NotTraceableError as error:
+        return OpaqueNetwork(network, image_size, str(error).splitlines()[0][:_REASON])

@@ -13,19 +13,15 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.nn import functional as F
 
-from .graph import NetworkGraph, has_weights, module_path
+from .graph import NetworkGraph, has_weights, layers_of_leaf, module_path
 
 _POOLING = (nn.MaxPool2d, nn.AvgPool2d)
 _GLOBAL_POOLING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _POOLING_CALLS = (F.max_pool2d, torch.max_pool2d, F.avg_pool2d)
 _GLOBAL_POOLING_CALLS = (F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
-# What may stand between the last linear layer and the output.
-_AFTER_LINEAR = (nn.Flatten, nn.Dropout, nn.Identity, nn.Softmax, nn.LogSoftmax, nn.Sigmoid)
-_AFTER_CONVOLUTION = (*_AFTER_LINEAR, *_GLOBAL_POOLING, nn.AvgPool2d, nn.ReLU)
-_AFTER_CALLS = (torch.flatten, torch.squeeze, F.softmax, F.log_softmax, *_GLOBAL_POOLING_CALLS)
 
 
 @dataclass(frozen=True)
@@ -46,55 +42,18 @@ class Anatomy:
         In forward order; the last one ends before the pooling.
     features : str
         The boundary that the classifier reads, or the output where there is none.
-    classifier : str or None
-        Path of the network's last linear layer (or 1 x 1 convolution).
     """
 
     stages: tuple[Stage, ...]
     features: str
-    classifier: str | None
 
 
-def find_anatomy(network: nn.Module, graph: NetworkGraph) -> Anatomy:
-    """Find a traced network's stages, features and classifier."""
-    classifier = _classifier(network, graph)
-    features = _features(graph, classifier)
+def find_anatomy(network: nn.Module, graph: NetworkGraph, features: str) -> Anatomy:
+    """Find a traced network's stages; `features` is the boundary that its classifier reads."""
     trunk = _Trunk(network, graph, _trunk_boundaries(network, graph, features))
     blocks = _blocks(trunk)
     stages = _stages_of_blocks(trunk, blocks) if blocks else _flat_stages(trunk)
-    path = None if classifier is None else str(classifier.target)
-    return Anatomy(stages, features, path)
-
-
-def _classifier(network: nn.Module, graph: NetworkGraph) -> fx.Node | None:
-    """The layer that makes the logits, if a linear one does."""
-    output = next(n for n in graph.eval.nodes if n.op == "output")
-    node = output.args[0]
-    flat = len(graph.shapes.get(graph.names[node], ())) == 2
-    only_linear = True
-    while flat and isinstance(node, fx.Node) and node.op != "placeholder":
-        if node.op == "call_module":
-            module = network.get_submodule(str(node.target))
-            if isinstance(module, nn.Linear):
-                return node if only_linear else None
-            if isinstance(module, nn.Conv2d):
-                return node if module.kernel_size == (1, 1) else None
-            if not isinstance(module, _AFTER_CONVOLUTION):
-                return None
-            only_linear = only_linear and isinstance(module, _AFTER_LINEAR)
-        elif node.target not in (*_AFTER_CALLS, "flatten", "squeeze", "view", "reshape"):
-            return None
-        if len(node.all_input_nodes) != 1:
-            return None
-        node = node.all_input_nodes[0]
-    return None
-
-
-def _features(graph: NetworkGraph, classifier: fx.Node | None) -> str:
-    if classifier is None:
-        return graph.boundaries[-1]
-    name = graph.names[classifier.all_input_nodes[0]]
-    return name if name in graph.boundaries else graph.boundaries[-1]
+    return Anatomy(stages, features)
 
 
 def _trunk_boundaries(network: nn.Module, graph: NetworkGraph, features: str) -> tuple[str, ...]:
@@ -184,7 +143,8 @@ def _weight_layers(trunk: _Trunk, level: str) -> Counter[str]:
     for path in dict.fromkeys(p for p, w in zip(trunk.paths, trunk.weighted, strict=True) if w):
         parts = path.split(".")
         if _inside(path, level) and len(parts) > depth:
-            layers[".".join(parts[: depth + 1])] += 1 if len(parts) > depth + 1 else 0
+            inner = 1 if len(parts) > depth + 1 else 0
+            layers[".".join(parts[: depth + 1])] += layers_of_leaf(trunk.network, path) or inner
     return layers
 
 

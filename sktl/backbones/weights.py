@@ -6,7 +6,7 @@ import difflib
 import functools
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -122,15 +122,48 @@ def _own_recipe(backbone: Any) -> Recipe:
 
 
 def recipe_of_module(module: nn.Module) -> Recipe | None:
-    """Read the preprocessing that timm keeps with its networks, if there is one."""
-    config = getattr(module, "pretrained_cfg", None)
-    if not isinstance(config, dict) or not {"mean", "std", "input_size"} <= set(config):
+    """Read the preprocessing that timm and open_clip keep with their networks, if there is one.
+
+    Its `resize_mode` is the one that the weights were evaluated with.
+    """
+    for name, read in (("pretrained_cfg", _recipe_of_timm), ("preprocess_cfg", _recipe_of_clip)):
+        config = getattr(module, name, None)
+        if isinstance(config, Mapping) and {"mean", "std"} <= config.keys():
+            return read(config)
+    return None
+
+
+_CROP_MODES = {"squash": "squash", "border": "pad"}  # of timm
+_CLIP_MODES = {"squash": "squash", "longest": "pad"}  # of open_clip
+
+
+def _recipe_of_timm(config: Mapping[str, Any]) -> Recipe | None:
+    if "input_size" not in config:
         return None
     crop = as_size(config["input_size"][-2:])
     sides = tuple(max(n, int(n / (config.get("crop_pct") or 0.875))) for n in height_width(crop))
-    resize = as_size(sides)
-    interpolation = config.get("interpolation") or "bicubic"
-    return Recipe(resize, crop, interpolation, tuple(config["mean"]), tuple(config["std"]))
+    return Recipe(
+        as_size(sides),
+        crop,
+        config.get("interpolation") or "bicubic",
+        tuple(config["mean"]),
+        tuple(config["std"]),
+        resize_mode=_CROP_MODES.get(config.get("crop_mode") or "", "crop"),
+    )
+
+
+def _recipe_of_clip(config: Mapping[str, Any]) -> Recipe | None:
+    if "size" not in config:
+        return None
+    size = as_size(config["size"])
+    return Recipe(
+        size,
+        size,
+        config.get("interpolation") or "bicubic",
+        tuple(config["mean"]),
+        tuple(config["std"]),
+        resize_mode=_CLIP_MODES.get(config.get("resize_mode") or "", "crop"),
+    )
 
 
 def _embedded_source(weights: Any) -> WeightsSource:
@@ -215,7 +248,7 @@ def _unwrap(state: Any, path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(
-    network: nn.Module, state: dict[str, Tensor], classifier: str | None, name: str
+    network: nn.Module, state: dict[str, Tensor], classifiers: Sequence[str], name: str
 ) -> None:
     """Put weights into a network, whatever its classifier's shape.
 
@@ -224,8 +257,9 @@ def load_weights(
     network : torch.nn.Module
         Changed in place.
     state : dict of str to torch.Tensor
-    classifier : str or None
-        Path of the last linear layer; its keys may be missing, unexpected or misshapen.
+    classifiers : sequence of str
+        Paths of the linear layers that make the logits, or of their weights; those keys may be
+        missing, unexpected or misshapen.
     name : str
         How the message calls the weights.
 
@@ -237,7 +271,7 @@ def load_weights(
     state = {key: value for key, value in state.items() if not key.startswith(_AUXILIARY)}
     own = network.state_dict()
     state = _fit_image_size(state, own)
-    optional = set() if classifier is None else _keys_below(classifier, {*own, *state})
+    optional = _keys_below(classifiers, {*own, *state})
     missing = [k for k in own if k not in state and k not in optional]
     missing = [k for k in missing if not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in own and k not in optional]
@@ -256,8 +290,8 @@ def load_weights(
     network.load_state_dict(fitting, strict=False)
 
 
-def _keys_below(path: str, keys: set[str]) -> set[str]:
-    return {key for key in keys if key.startswith(path + ".")}
+def _keys_below(paths: Sequence[str], keys: set[str]) -> set[str]:
+    return {key for key in keys if any(key == p or key.startswith(p + ".") for p in paths)}
 
 
 def _enumerate(keys: list[str]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,9 +74,6 @@ class Layout:
         Raise a FileFormatError if parts of the document, or the tensors and it, don't go together.
     frozen_part : callable
         The frozen part of a backbone.
-    path : callable
-        The modules that an image goes through in a restored estimator, and how many features
-        come out.
     """
 
     parameters: dict[str, Reader]
@@ -87,7 +84,6 @@ class Layout:
     check: Callable[[Stored], None]
     check_tensors: Callable[[Stored, Tensors], None]
     frozen_part: Callable[[Backbone, Stored], nn.Module]
-    path: Callable[[Any], tuple[Sequence[nn.Module], int]]
 
 
 def plain(name: str, value: Any) -> Any:
@@ -584,12 +580,6 @@ def _check_sample(head: Stored, tensors: Tensors) -> None:
         raise FileFormatError("The sample's features, labels and weights don't go together.")
 
 
-def _classifier_path(estimator: Any) -> tuple[Sequence[nn.Module], int]:
-    model = estimator._model
-    parts = (model.backbone.prefix(model.depth, model.pooling), model.net.module_.suffix)
-    return parts, model.head.in_features
-
-
 CLASSIFIER = Layout(
     parameters=_parameters
     | {
@@ -626,7 +616,6 @@ CLASSIFIER = Layout(
     check=_check_classifier,
     check_tensors=_check_classifier_tensors,
     frozen_part=lambda backbone, model: backbone.prefix(model["depth"], model["pooling"]),
-    path=_classifier_path,
 )
 
 
@@ -666,11 +655,6 @@ def _check_features(read: Stored) -> None:
         raise FileFormatError(f"stage={stage} does not go with the stages.")
 
 
-def _features_path(estimator: Any) -> tuple[Sequence[nn.Module], int]:
-    part = estimator._backbone.stage_features(estimator._stage, estimator._pooling)
-    return (part,), estimator._n_features_out
-
-
 FEATURES = Layout(
     parameters=_parameters
     | {"stage": _one_or_several(scalar), "dtype": lambda v, where: getattr(np, _dtype(v, where))},
@@ -689,5 +673,4 @@ FEATURES = Layout(
     check=_check_features,
     check_tensors=_check_same,
     frozen_part=lambda backbone, model: backbone.stage_features(model["stage"], model["pooling"]),
-    path=_features_path,
 )

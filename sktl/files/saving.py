@@ -253,7 +253,7 @@ def _restore(document: Any, tensors: Tensors) -> Any:
             "_sktl_version": __version__,  # the format says what can be read
         }
         estimator.__setstate__(state | layout.to_state(read["attributes"], read["model"], tensors))
-        _check_path(estimator, read, layout)
+        _check_path(estimator, read)
     return estimator
 
 
@@ -349,9 +349,9 @@ def _as_format_error() -> Iterator[None]:
         raise FileFormatError(f"It describes no model that can be built: {error}") from error
 
 
-def _check_path(estimator: Any, read: Stored, layout: Layout) -> None:
+def _check_path(estimator: Any, read: Stored) -> None:
     """See whether an image finds its way through the network to the head."""
-    modules, width = layout.path(estimator)
+    modules, width = estimator.__sktl_path__()
     size = Recipe(**read["model"]["recipe"]).size
     features = torch.empty((1, 3, *size), dtype=torch.uint8, device="meta")
     with torch.no_grad():
@@ -361,8 +361,7 @@ def _check_path(estimator: Any, read: Stored, layout: Layout) -> None:
         raise FileFormatError(
             f"The network makes {features[0].numel()} features, and {width} are expected."
         )
-    found = estimator._backbone if hasattr(estimator, "_backbone") else estimator._model.backbone
-    if list(found.stages) != estimator.stages_:
+    if list(estimator.__sktl_backbone__().stages) != estimator.stages_:
         raise FileFormatError("stages_ are not those of the network.")
 
 

@@ -138,7 +138,7 @@ class ExplanationDisplay:
             targets = np.broadcast_to(np.asarray(target), len(probabilities))
             columns = np.searchsorted(clf.classes_, targets)
         images = open_pictures(X, clf)
-        recipe = clf._model.backbone.recipe
+        recipe = clf.__sktl_backbone__().recipe
         small = small_pictures(images, range(len(images)))
         pictures = [_enlarged(picture, max(recipe.size)) for picture in small]
         display = cls(

@@ -336,13 +336,13 @@ def _depths(search: Any, param: str) -> tuple[list[int], list[str]]:
     networks: dict[str, Any] = {}
     best = innermost(search)
     if hasattr(best, "stages_") and not any(start + name in candidates[0] for name in _BUILDS):
-        networks[_network_of(candidates[0], start)] = best._model.backbone
+        networks[_network_of(candidates[0], start)] = best.__sktl_backbone__()
     depths = []
     for params in candidates:
         network = _network_of(params, start)
         if network not in networks:
             candidate = clone(search.estimator).set_params(**params)
-            networks[network] = innermost(candidate)._load_backbone(seed=0)
+            networks[network] = innermost(candidate).__sktl_backbone__()
         depths.append(networks[network].freeze_depth(params[param]))
     (stages, *others) = {tuple(network.stages) for network in networks.values()}
     return depths, [] if others else list(stages)

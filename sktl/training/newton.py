@@ -1,24 +1,49 @@
-"""Multinomial logistic regression, solved to its optimum in few steps.
+r"""Multinomial logistic regression, solved to its optimum by Newton's method.
 
-The features of a backbone are correlated, which makes first-order methods slow. Newton's
-method with preconditioned conjugate gradients isn't impressed: gradients are computed in
-double precision, and the directions, which need not be exact, in single precision.
+The features of a backbone are correlated and the penalty is small, which makes first-order methods
+slow. Newton's equation is solved by preconditioned conjugate gradients. Its matrix, the Hessian, is
+
+.. math:: \lambda I + \sum_i s_i (\mathrm{diag}(p_i) - p_i p_i^T) \otimes x_i x_i^T
+
+where :math:`p_i` are the probabilities of image i, :math:`s_i` is its share in the loss and
+:math:`x_i` are its features. Three things make few steps of it do:
+
+- L-BFGS along the principal axes of the features comes near to the optimum first, since Newton's
+  steps are long only there. It works in single precision, as do the directions of Newton's steps.
+- The few uncertain images have most of what is hard about the Hessian. The preconditioner inverts
+  their terms as they are, by Woodbury's identity, and the rest as if it were the same for all.
+- A step that goes too far is taken back, and the Hessian gets a multiple of the features'
+  covariance on top, which bounds how far logits move, as Levenberg and Marquardt have it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# The decrement, of which half the square is what the loss lies above its minimum.
-_CLOSE = 1e-10
+# Of the squared Newton decrement that a step leaves, half of which is what the loss lies above its
+# minimum. Up to the second, a solution goes while it costs little.
+_CLOSE = 1e-5
+_EXACT = 1e-18
+_LITTLE = 2**30  # multiplications: some hundredths of a second of one core
+
 _ROUNDING = 1e-13  # of the loss, which can't tell better from worse beyond it
-_MAX_DIRECTIONS = 60
-_MANY_DIRECTIONS = 40  # from here on a new preconditioner pays
+_STALLED = 1e-9  # by which the loss must fall; single precision can't solve all equations
+_MOST_STALLED = 10  # steps in a row
+_APPROACH = 60  # iterations
+_PAIRS = 10  # that L-BFGS remembers
+_NEAR = 3e-4  # of the loss
+_LEAST_DAMPING = 1e-4
 _SUFFICIENT = 1e-4  # share of the predicted decrease that a step must bring
+_MAX_DIRECTIONS = 100
+_REFRESH = 0.3  # of a solution of Newton's equation is what its preconditioner may cost
+_CLASSES_OF_A_ROW = 4  # that the preconditioner may count
+_MAX_RANK = 4096  # 64 MB
+_AT_ONCE = 2**22  # logits
 
 
 @dataclass(frozen=True)
@@ -32,7 +57,7 @@ class Solution:
     loss : float
         Mean loss with the penalty.
     n_iter : int
-        Steps of Newton's method.
+        Steps of both methods, those of Newton's that were taken back among them.
     """
 
     weight: Tensor
@@ -100,48 +125,141 @@ def solve(
 
     References
     ----------
-    J. Nocedal and S. Wright, Numerical Optimization, 2nd ed. (2006), section 7.1.
+    J. Nocedal and S. Wright, Numerical Optimization, 2nd ed. (2006), sections 7.1, 7.2 and 10.3.
     """
     problem = _Problem(features, labels, weights, n_classes, weight_decay, label_smoothing)
-    unknowns = problem.start
-    loss, gradient = problem.loss_and_gradient(unknowns)
-    n_iter, n_directions = 0, _MAX_DIRECTIONS
-    while n_iter < max_iter:
-        if n_directions >= _MANY_DIRECTIONS:
-            problem.look_at_curvature(unknowns)
-        step, n_directions = problem.newton_step(unknowns, gradient)
-        decrease = float((gradient * step).sum())
+    point, n_iter = _approach(problem, max_iter)
+    spent = n_iter * problem.n_products
+    point = problem.at(point.coefficients, torch.float64)
+    damping, tolerance, n_directions = 0.0, 0.1, _APPROACH
+    n_stalled = 0
+    # A minimum is not below zero: where the loss is near it, as that of separable rows, it's found.
+    while n_iter < max_iter and point.loss > _CLOSE / 2 and n_stalled < _MOST_STALLED:
         n_iter += 1
-        further = _search(problem, unknowns, step, loss, decrease)
+        step = problem.newton_step(point, damping, tolerance, n_directions)
+        n_directions = step.n_directions
+        spent += n_directions * problem.n_products
+        there = problem.at(point.coefficients - step.change, torch.float64)
+        if step.squared_decrement <= _ROUNDING * point.loss:
+            if there.loss <= point.loss * (1 + _ROUNDING):
+                point = there
+            break
+        n_stalled = n_stalled + 1 if point.loss - there.loss < _STALLED else 0
+        # One where the loss falls as its quadratic model does.
+        gain = 2 * (point.loss - there.loss) / max(step.squared_decrement, 1e-300)
+        left = step.squared_decrement * (step.error + (gain - 1) ** 2)
+        if gain > _SUFFICIENT:
+            point = there
+            enough = _CLOSE if spent > _LITTLE else _EXACT
+            if not damping and left < enough:
+                break
+        if gain < 0.25:
+            damping = max(4 * damping, 10 * _LEAST_DAMPING)
+        elif gain > 0.75:
+            damping = damping / 8 if damping > 2 * _LEAST_DAMPING else 0.0
+        if left < 1e-3:  # the quadratic model is good enough to be solved well
+            tolerance = 0.03
+    # What is the same for all classes means nothing, and is rounding.
+    weight, bias = problem.weight_and_bias(point.coefficients - point.coefficients.mean(0))
+    return Solution(weight, bias, point.loss, n_iter)
+
+
+@dataclass(frozen=True)
+class _Point:
+    """Coefficients with what the loss is there; the gradient is along the principal axes."""
+
+    coefficients: Tensor
+    loss: float
+    gradient: Tensor
+    proba: Tensor
+
+
+def _approach(problem: _Problem, max_iter: int) -> tuple[_Point, int]:
+    """Come near by L-BFGS in single precision; give the number of iterations, too."""
+    point = problem.at(problem.start, torch.float32)
+    pairs: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=_PAIRS)
+    n_iter = 0
+    while n_iter < min(_APPROACH, max_iter):
+        n_iter += 1
+        direction = _two_loops(point.gradient, pairs, problem.diagonal(point.proba))
+        squared_decrement = float((point.gradient * direction).sum(dtype=torch.float64))
+        if squared_decrement < _NEAR * point.loss:
+            break
+        further = _backtrack(problem, point, direction, squared_decrement)
         if further is None:
             break
-        unknowns, loss, gradient = further
-        if decrease < _CLOSE**2:
-            break
-    unknowns[:, -1] -= unknowns[:, -1].mean()  # the same for all classes, it means nothing
-    weight, bias = problem.weight_and_bias(unknowns)
-    return Solution(weight, bias, loss, n_iter)
+        there, moved = further
+        change = there.gradient - point.gradient
+        product = float((moved * change).sum(dtype=torch.float64))
+        if product > 0:
+            pairs.append((moved, change, product))
+        point = there
+    return point, n_iter
 
 
-def _search(
-    problem: _Problem, unknowns: Tensor, step: Tensor, loss: float, decrease: float
-) -> tuple[Tensor, float, Tensor] | None:
+def _backtrack(
+    problem: _Problem, point: _Point, direction: Tensor, squared_decrement: float
+) -> tuple[_Point, Tensor] | None:
     """Shorten the step until the loss falls; None if it doesn't."""
     share = 1.0
-    while share > 1e-8:
-        there = unknowns - share * step
-        found, gradient = problem.loss_and_gradient(there)
-        if found <= loss * (1 + _ROUNDING) - _SUFFICIENT * share * decrease:
-            return there, found, gradient
-        share /= 2
+    while share > 1e-6:
+        moved = -share * direction
+        there = problem.at(
+            point.coefficients + _along(problem.axes.T, moved.double()), torch.float32
+        )
+        if there.loss <= point.loss - _SUFFICIENT * share * squared_decrement:
+            return there, moved
+        share /= 4
     return None
 
 
+def _two_loops(
+    gradient: Tensor, pairs: Sequence[tuple[Tensor, Tensor, float]], diagonal: Tensor
+) -> Tensor:
+    """Multiply by the inverse Hessian as L-BFGS has it (Nocedal and Wright, algorithm 7.4)."""
+    direction, shares = gradient.clone(), []
+    for moved, change, product in reversed(pairs):
+        shares.append(float((moved * direction).sum()) / product)
+        direction.sub_(change, alpha=shares[-1])
+    direction /= diagonal
+    if pairs:
+        _, change, product = pairs[-1]
+        direction *= product / float((change * (change / diagonal)).sum())
+    for moved, change, product in pairs:
+        share = shares.pop() - float((change * direction).sum()) / product
+        direction.add_(moved, alpha=share)
+    return direction
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A solution of Newton's equation, to be subtracted.
+
+    Attributes
+    ----------
+    change : float64 tensor of shape (n_classes, n_features + 1)
+    squared_decrement : float
+        The gradient times the change.
+    error : float
+        Squared, of the solution, as a share of the squared decrement.
+    n_directions : int
+        Products with the Hessian that it took.
+    """
+
+    change: Tensor
+    squared_decrement: float
+    error: float
+    n_directions: int
+
+
 class _Problem:
-    """The loss as a function of the weights, of which the last column is the bias.
+    """The loss as a function of the coefficients, of which the last column is the bias.
 
     Classes come first, here and in the logits: a product of a flat matrix and a large one is
     several times faster than one of a large matrix and a narrow one.
+
+    Single precision works along the principal axes of the features, where the Hessian is nearly
+    diagonal as long as all images are equally uncertain.
     """
 
     def __init__(
@@ -159,72 +277,181 @@ class _Problem:
         centred = self.rows[:, :-1]
         centred.copy_(features)
         self.shares = weights.to(self.rows) / n
-        targets = soft_targets(n_classes, label_smoothing).to(self.rows)
-        self.targets = targets[:, labels] * self.shares
+        self.labels = labels
+        self.targets = soft_targets(n_classes, label_smoothing).to(self.rows)
         self.mean = self.shares @ centred
         centred -= self.mean
-        # Far fewer rows than features: the weights lie in the space that the rows span.
+        # Fewer rows than features: the weights lie in the space that the rows span.
         self.basis: Tensor | None = None
-        if n < n_features // 2:
+        if n < n_features:
             self.basis, triangle = torch.linalg.qr(centred.T)
             self.rows = torch.cat([triangle.T, self.rows[:, -1:]], 1)
-        self.rough_rows = self.rows.float()
-        self.rough_shares = self.shares.float()
         self.decay = torch.full_like(self.rows[0], weight_decay)
         self.decay[-1] = 0  # the bias has no penalty
-        self.preconditioner = torch.empty(0)
+        self.rough_rows = self.rows.float()
+        self.rough_shares = self.shares.float()
+        self.rough_decay = self.decay.float()
+        centred = self.rough_rows[:, :-1]
+        covariance = centred.T @ (centred * self.rough_shares[:, None])
+        variances, self.axes = torch.linalg.eigh(covariance)
+        centred.copy_(centred @ self.axes)
+        self.variances = torch.cat([variances.clamp_min(0), variances.new_ones(1)])
 
     @property
     def start(self) -> Tensor:
         """Where all classes are equally likely for any image."""
         return self.rows.new_zeros(len(self.targets), self.rows.shape[1])
 
-    def logits(self, unknowns: Tensor) -> Tensor:
-        """Logits of all rows."""
-        return unknowns @ self.rows.T
+    @property
+    def n_products(self) -> int:
+        """Multiplications of a product with the Hessian."""
+        return 2 * len(self.targets) * self.rows.numel()
 
-    def loss_and_gradient(self, unknowns: Tensor) -> tuple[float, Tensor]:
-        """Loss with the penalty, and its derivative."""
-        loss, error = loss_and_error(self.logits(unknowns), self.targets, self.shares)
-        penalised = self.decay * unknowns
-        loss += 0.5 * (penalised * unknowns).sum()
-        return float(loss), torch.addmm(penalised, error, self.rows)
+    def at(self, coefficients: Tensor, dtype: torch.dtype) -> _Point:
+        """Loss with the penalty, its gradient and the probabilities."""
+        if dtype == torch.float64:
+            rows, decay, here = self.rows, self.decay, coefficients
+        else:
+            rows, decay = self.rough_rows, self.rough_decay
+            here = _along(self.axes, coefficients.float())
+        shares, targets = self.shares.to(dtype), self.targets.to(dtype)
+        gradient = decay * here
+        loss = 0.5 * (gradient * here).sum(dtype=torch.float64)
+        proba = self.rough_rows.new_empty(len(here), len(rows))
+        size = max(1, _AT_ONCE // len(here))
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
+            logits = here @ rows[part].T
+            proba[:, part] = torch.softmax(logits, 0)
+            wanted = targets[:, self.labels[part]] * shares[part]
+            its_loss, error = loss_and_error(logits, wanted, shares[part])
+            loss += its_loss
+            gradient.addmm_(error, rows[part])
+        if dtype == torch.float64:
+            gradient = _along(self.axes, gradient)
+        return _Point(coefficients, float(loss), gradient, proba)
 
-    def look_at_curvature(self, unknowns: Tensor) -> None:
-        """Invert what the curvature here is for a class on average."""
-        proba = torch.softmax(unknowns.float() @ self.rough_rows.T, 0)
-        curved = (proba * (1 - proba)).mean(0) * self.rough_shares
-        curvature = self.rough_rows.T @ (self.rough_rows * curved[:, None])
-        diagonal = curvature.diagonal()
-        diagonal += self.decay.float()
-        diagonal += max(1e-6 * float(diagonal.mean()), 1e-30)  # rounding must not make it negative
-        self.preconditioner = torch.cholesky_inverse(torch.linalg.cholesky(curvature))
+    def diagonal(self, proba: Tensor, factors: Tensor | None = None) -> Tensor:
+        """Diagonal of the Hessian, if all images were equally uncertain of all classes.
 
-    def newton_step(self, unknowns: Tensor, gradient: Tensor) -> tuple[Tensor, int]:
-        """Solve Newton's equation roughly; give the number of directions that it took, too."""
-        proba = torch.softmax(self.logits(unknowns), 0).float()
-        decay = self.decay.float()
-        scale = gradient.abs().max().clamp_min(1e-300)  # single precision has a narrow range
+        Without the terms that have these factors.
+        """
+        total = self.rough_shares @ (1 - proba.square().sum(0))
+        if factors is not None:
+            total = (total - factors.square().sum()).clamp_min(0)
+        diagonal = total / len(proba) * self.variances + self.rough_decay
+        # Rounding must not make it zero.
+        return diagonal + max(1e-6 * float(diagonal.mean()), 1e-30)
 
-        def curvature(direction: Tensor) -> Tensor:
+    def newton_step(
+        self, point: _Point, damping: float, tolerance: float, n_directions: int
+    ) -> _Step:
+        """Solve Newton's equation to a tolerance, which shall take so many directions."""
+        proba, shares = point.proba, self.rough_shares
+        damped = damping * self.variances
+        diagonal = self.rough_decay + damped
+
+        def hessian(direction: Tensor) -> Tensor:
             change = direction @ self.rough_rows.T
-            change = proba * (change - (proba * change).sum(0)) * self.rough_shares
-            return torch.addmm(decay * direction, change, self.rough_rows)
+            change.sub_((proba * change).sum(0)).mul_(proba).mul_(shares)
+            return torch.addmm(diagonal * direction, change, self.rough_rows)
+
+        precondition = self._preconditioner(proba, damped, self._rank(n_directions))
+        scale = float(point.gradient.abs().max().clamp_min(1e-300))  # single precision is narrow
+        gradient = (point.gradient / scale).float()
+        solution, error, n_directions = _conjugate_gradients(
+            hessian, precondition, gradient, tolerance
+        )
+        squared_decrement = scale**2 * float((gradient * solution).sum(dtype=torch.float64))
+        change = scale * _along(self.axes.T, solution.double())
+        return _Step(change, squared_decrement, error, n_directions)
+
+    def _rank(self, n_directions: int) -> int:
+        """Number of terms that the preconditioner may have, so as not to cost too much."""
+        work = _REFRESH * n_directions * self.n_products
+        width = self.rows.shape[1] + len(self.targets)
+        ranks = torch.arange(1, _MAX_RANK + 1, dtype=torch.float64)
+        return int((ranks**2 * (width + ranks) <= work).sum())
+
+    def _preconditioner(
+        self, proba: Tensor, damped: Tensor, rank: int
+    ) -> Callable[[Tensor], Tensor]:
+        """Invert nearly what the Hessian is at these probabilities.
+
+        Its largest terms are taken as they are, the rest as if it were the same for all images and
+        classes, which is a diagonal matrix along the principal axes. Woodbury's identity inverts
+        the sum of both.
+        """
+        index, factors = _largest_uncertainties(proba, self.rough_shares, rank)
+        diagonal = self.diagonal(proba, factors) + damped
+        if not rank:
+            return lambda residual: residual / diagonal
+        used, place = torch.unique(index, return_inverse=True)  # an image may have several terms
+        rows = self.rough_rows[used]
+        scaled = rows / diagonal
+        small = (rows @ scaled.T)[place][:, place].mul_(factors.T @ factors)
+        # More than one, so that rounding of large terms can't make it indefinite.
+        small.diagonal().add_(1 + 1e-5 * float(small.diagonal().max()))
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(small))
 
         def precondition(residual: Tensor) -> Tensor:
-            return residual @ self.preconditioner
+            plain = residual / diagonal
+            terms = inverse @ (plain @ rows.T)[:, place].mul_(factors).sum(0)
+            of_rows = torch.zeros_like(factors[:, : len(rows)])
+            of_rows.index_add_(1, place, factors * terms)
+            return torch.addmm(plain, of_rows, scaled, alpha=-1)
 
-        step, n_directions = _conjugate_gradients(
-            curvature, precondition, (gradient / scale).float(), tolerance=0.1
-        )
-        return step.to(gradient) * scale, n_directions
+        return precondition
 
-    def weight_and_bias(self, unknowns: Tensor) -> tuple[Tensor, Tensor]:
+    def weight_and_bias(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
         """Weights and biases for the features as they were given."""
-        weight, bias = unknowns[:, :-1], unknowns[:, -1]
+        weight, bias = coefficients[:, :-1], coefficients[:, -1]
         if self.basis is not None:
             weight = weight @ self.basis.T
         return weight, bias - weight @ self.mean
+
+
+def _along(axes: Tensor, coefficients: Tensor) -> Tensor:
+    """Turn all but the bias."""
+    turned = coefficients[:, :-1] @ axes.to(coefficients.dtype)
+    return torch.cat([turned, coefficients[:, -1:]], 1)
+
+
+def _largest_uncertainties(proba: Tensor, shares: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    r"""Largest terms of the covariance matrices of one-hot labels with these probabilities.
+
+    For classes in falling order of probability, :math:`\mathrm{diag}(p) - p p^T = \sum_c p_c
+    \frac{r_{c+1}}{r_c} l_c l_c^T`, where :math:`r_c` is the probability of the class c and all
+    after it, and :math:`l_c` is one for c, and for a class j after it :math:`-p_j / r_{c+1}`:
+    whether it is c, if it is none before.
+
+    Parameters
+    ----------
+    proba : tensor of shape (n_classes, n)
+    shares : tensor of shape (n,)
+        By which the images' matrices are multiplied.
+    rank : int
+        Number of terms, at most.
+
+    Returns
+    -------
+    index : int64 tensor of shape (rank,)
+        Images of the terms.
+    factors : tensor of shape (n_classes, rank)
+        Of which the terms are outer products.
+    """
+    likely, order = proba.topk(min(_CLASSES_OF_A_ROW, len(proba) - 1), 0)
+    after = (1 - likely.cumsum(0)).clamp_min(0)
+    here = torch.cat([torch.ones_like(after[:1]), after[:-1]])
+    sizes = (shares * likely * after / here.clamp_min(1e-12)).ravel()
+    size, place = sizes.topk(min(rank, len(sizes)))
+    step, index = place // proba.shape[1], place % proba.shape[1]
+    factors = proba[:, index] / -after[step, index].clamp_min(1e-12)
+    for i, classes in enumerate(order[:, index]):
+        value = torch.where(step == i, 1.0, 0.0)
+        known = torch.where(step >= i, value, factors.gather(0, classes[None])[0])
+        factors.scatter_(0, classes[None], known[None])
+    return index, factors.mul_(size.sqrt())
 
 
 def _conjugate_gradients(
@@ -232,14 +459,22 @@ def _conjugate_gradients(
     precondition: Callable[[Tensor], Tensor],
     target: Tensor,
     tolerance: float,
-) -> tuple[Tensor, int]:
-    """Solve ``matrix(x) = target`` to a share of the target's preconditioned norm."""
+) -> tuple[Tensor, float, int]:
+    """Solve ``matrix(x) = target`` to a share of the target's preconditioned norm.
+
+    Returns
+    -------
+    solution : tensor
+    error : float
+        Share of the squared norm that is left.
+    n : int
+        Number of directions.
+    """
     solution, residual = torch.zeros_like(target), target
     toward = direction = precondition(residual)
-    product = float((residual * toward).sum())
-    goal = tolerance**2 * product
+    first = product = float((residual * toward).sum())
     n = 0
-    while n < _MAX_DIRECTIONS:
+    while n < _MAX_DIRECTIONS and product > tolerance**2 * first:
         n += 1
         image = matrix(direction)
         curved = float((direction * image).sum())
@@ -249,7 +484,5 @@ def _conjugate_gradients(
         residual = residual - (product / curved) * image
         toward = precondition(residual)
         product, before = float((residual * toward).sum()), product
-        if not product > goal:
-            break
         direction = toward + (product / before) * direction
-    return solution, n
+    return solution, max(product, 0.0) / max(first, 1e-300), n

@@ -110,7 +110,7 @@ def test_keys_that_do_not_fit_are_listed(state, resnet18):
     state["layer9.weight"] = torch.zeros(3)
     state["bn1.bias"] = torch.zeros(65)
     with pytest.raises(ValueError) as caught:
-        load_weights(resnet18, state, "fc", "mine.pth")
+        load_weights(resnet18, state, ["fc"], "mine.pth")
     message = str(caught.value)
     assert "missing: layer1.0.conv1.weight." in message
     assert "unexpected: layer9.weight." in message
@@ -120,14 +120,14 @@ def test_keys_that_do_not_fit_are_listed(state, resnet18):
 
 def test_a_long_list_of_keys_is_cut_with_a_count(resnet18):
     with pytest.raises(ValueError, match=r"and \d+ more"):
-        load_weights(resnet18, {"x": torch.zeros(1)}, "fc", "mine.pth")
+        load_weights(resnet18, {"x": torch.zeros(1)}, ["fc"], "mine.pth")
 
 
 def test_weights_of_another_network_leave_the_network_as_it_was(resnet18):
     before = {n: v.clone() for n, v in resnet18.state_dict().items()}
     wrong = {n: torch.ones_like(v) for n, v in before.items() if n != "conv1.weight"}
     with pytest.raises(ValueError, match=r"missing: conv1.weight"):
-        load_weights(resnet18, wrong, "fc", "mine.pth")
+        load_weights(resnet18, wrong, ["fc"], "mine.pth")
     for name, value in resnet18.state_dict().items():
         assert torch.equal(value, before[name])
 
@@ -227,7 +227,7 @@ def server(published):
 
 def test_weights_are_downloaded_checked_and_kept(server, published, state, tmp_path, photographs):
     member = member_for(f"{server}/{published.name}")
-    clf = PretrainedImageClassifier("resnet18", weights=member).fit(*photographs)
+    clf = PretrainedImageClassifier("resnet18", weights=member, image_size=64).fit(*photographs)
     assert clf.score(*photographs) > 0.8
     kept = tmp_path / "home" / "hub" / "checkpoints" / published.name
     assert kept.read_bytes() == published.read_bytes()

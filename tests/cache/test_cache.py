@@ -1,6 +1,5 @@
 """Features by image content, in memory and in a directory."""
 
-import multiprocessing
 import os
 import resource
 import signal
@@ -139,12 +138,11 @@ def fill(directory, first):
         cache.put(keys_of(f"{i:04}"), rows_of(1, start=i))
 
 
-def test_two_processes_fill_one_directory(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=fill, args=(tmp_path, first)) for first in (0, 20)]
-    for process in processes:
+def test_two_processes_fill_one_directory(processes, tmp_path):
+    both = [processes.Process(target=fill, args=(tmp_path, first)) for first in (0, 20)]
+    for process in both:
         process.start()
-    for process in processes:
+    for process in both:
         process.join()
         assert process.exitcode == 0
     found = DirectoryCache(tmp_path).get(keys_of(*(f"{i:04}" for i in range(60))))
@@ -276,8 +274,8 @@ def write_without_room(directory):
     assert 0 < len(rows) < 10
 
 
-def test_a_full_disk_is_a_warning_and_what_is_kept_is_right(tmp_path):
-    run_apart(write_without_room, tmp_path)
+def test_a_full_disk_is_a_warning_and_what_is_kept_is_right(processes, tmp_path):
+    run_apart(processes, write_without_room, tmp_path)
     found = DirectoryCache(tmp_path).get(keys_of(*(f"{i:04}" for i in range(10))))
     for i, row in enumerate(found):
         assert row is None or torch.equal(row, torch.full((25_000,), float(i)))
@@ -295,7 +293,7 @@ def read_only(directory):
     assert found[1] is None
 
 
-def test_a_directory_that_cannot_be_written_is_read():
+def test_a_directory_that_cannot_be_written_is_read(processes):
     with tempfile.TemporaryDirectory() as folder:  # pytest's own is closed to other users
         Path(folder).chmod(0o755)
         kept = Path(folder) / "kept"
@@ -303,12 +301,12 @@ def test_a_directory_that_cannot_be_written_is_read():
         for file in kept.iterdir():
             file.chmod(0o444)
         kept.chmod(0o555)
-        run_apart(read_only, kept)
+        run_apart(processes, read_only, kept)
         kept.chmod(0o755)
 
 
-def run_apart(function, *arguments):
-    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
+def run_apart(processes, function, *arguments):
+    process = processes.Process(target=function, args=arguments)
     process.start()
     process.join()
     assert process.exitcode == 0

@@ -51,7 +51,7 @@ def seeded(make):
         ("shufflenet_v2_x0_5", 64),
         ("squeezenet1_1", 64),
         ("googlenet", 64),
-        ("inception_v3", 96),
+        pytest.param("inception_v3", 96, marks=pytest.mark.slow),
         ("convnext_tiny", 64),
         ("swin_t", 64),
     ],

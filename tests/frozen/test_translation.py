@@ -52,11 +52,11 @@ NETWORKS = [
     ("efficientnet_lite0", 33),
     ("resnet18", 64),
     ("mobilenet_v3_small", 64),
-    ("efficientnet_b0", 64),
-    ("mnasnet0_5", 64),
-    ("regnet_y_400mf", 64),
     ("squeezenet1_1", 64),
-    ("densenet121", 64),
+    *(
+        pytest.param(name, 64, marks=pytest.mark.slow)
+        for name in ("efficientnet_b0", "mnasnet0_5", "regnet_y_400mf", "densenet121")
+    ),
 ]
 
 

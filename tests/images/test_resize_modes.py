@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from torch import nn
 from torchvision.transforms.v2 import functional as F
 
 import sktl
@@ -25,6 +26,12 @@ def pictures(n=12, height=30, width=70):
     y = np.arange(n) % 2
     X[y == 1, :, :12] += 120
     return X, y
+
+
+def small_network():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 10)
+    )
 
 
 def recipe(mode, size, interpolation="bilinear"):
@@ -127,7 +134,7 @@ def test_what_an_older_version_wrote_crops(tmp_path):
 def test_an_onnx_file_squashes(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     X, y = pictures()
-    clf = PretrainedImageClassifier(image_size=(32, 64)).fit(X, y)
+    clf = PretrainedImageClassifier(small_network, image_size=(32, 64)).fit(X, y)
     clf.to_onnx(tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
     (found,) = session.run(None, {"images": X.transpose(0, 3, 1, 2)})

@@ -214,7 +214,7 @@ def test_other_images_are_recognised_better(fitted, two_sources, method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_classifier_stays_and_the_copy_is_whole(fitted, two_sources, method, tmp_path):
-    X, y, other, labels = two_sources
+    X, y, other = two_sources[0], two_sources[1], two_sources[2][:60]
     before = fitted.predict_proba(other)
     adapted = fitted.adapt(other, X, y, method=method)
     assert np.array_equal(fitted.predict_proba(other), before)

@@ -6,7 +6,13 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
-from sktl.training.newton import loss_and_error, soft_targets, solve
+from sktl.training import newton
+from sktl.training.newton import (
+    _largest_uncertainties,
+    loss_and_error,
+    soft_targets,
+    solve,
+)
 
 
 def problem(n, n_features, n_classes, seed=0):
@@ -61,6 +67,41 @@ def test_it_is_scikit_learns_solution():
     assert found.bias.numpy() == pytest.approx(intercept, abs=1e-3 * np.abs(intercept).max())
 
 
+@pytest.mark.parametrize("n_classes", [20, 120])
+def test_many_classes_have_scikit_learns_solution(n_classes):
+    features, labels = problem(6 * n_classes, 40, n_classes)
+    n = len(labels)
+    found = solve(features, labels, torch.ones(n), n_classes, weight_decay=1e-2)
+    model = LogisticRegression(C=1 / (n * 1e-2), tol=1e-9, max_iter=10_000)
+    model.fit(features.numpy(), labels.numpy())
+    proba = torch.softmax(features @ found.weight.T + found.bias, 1)
+    assert proba.numpy() == pytest.approx(model.predict_proba(features.numpy()), abs=1e-3)
+
+
+def test_a_large_problem_ends_near_its_optimum(monkeypatch):
+    """Its last digits cost too much; the loss and the classes are those of the optimum."""
+    features, labels = problem(400, 60, 8)
+    settings = {"n_classes": 8, "weight_decay": 1e-3}
+    exact = solve(features, labels, torch.ones(400), **settings)
+    monkeypatch.setattr(newton, "_LITTLE", 0)
+    near = solve(features, labels, torch.ones(400), **settings)
+    assert near.n_iter < exact.n_iter
+    assert 0 <= near.loss - exact.loss < 2 * newton._CLOSE
+    found, wanted = (torch.softmax(features @ it.weight.T + it.bias, 1) for it in (near, exact))
+    assert (found - wanted).abs().max() < 0.01
+
+
+def test_weights_count_as_repeated_rows():
+    features, labels = problem(90, 12, 3)
+    times = torch.arange(90) // 3 % 3
+    settings = {"n_classes": 3, "weight_decay": 1e-3}
+    repeated = features.repeat_interleave(times, 0), labels.repeat_interleave(times)
+    n = int(times.sum())
+    some = solve(*repeated, torch.ones(n), **settings)
+    weighted = solve(features, labels, times / times.double().mean(), **settings)
+    assert torch.allclose(some.weight, weighted.weight, rtol=0, atol=1e-7)
+
+
 def test_rows_of_no_weight_count_for_nothing():
     features, labels = problem(120, 10, 3)
     weights = (torch.arange(120) % 4 > 0).double()
@@ -87,12 +128,35 @@ def test_separable_rows_come_to_an_end(weight_decay):
     assert torch.equal(predicted, labels)
 
 
+@pytest.mark.parametrize("weight_decay", [0.0, 1e-9])
+def test_next_to_no_penalty_takes_few_steps(weight_decay):
+    features, labels = problem(160, 100, 10)
+    found = solve(features, labels, torch.ones(160), 10, weight_decay=weight_decay)
+    assert found.n_iter < 100
+    assert found.loss < 1e-4
+
+
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 1e6])
 def test_features_of_any_scale(scale):
     features, labels = problem(60, 8, 3)
     found = solve(features * scale, labels, torch.ones(60), 3, weight_decay=1e-3)
     assert found.weight.isfinite().all()
     assert found.loss <= np.log(3) + 1e-12
+
+
+def test_uncertainties_are_terms_of_the_covariance():
+    """All together they are all of it, and a few of them the largest."""
+    generator = torch.Generator().manual_seed(0)
+    proba = torch.softmax(3 * torch.randn(5, 7, generator=generator, dtype=torch.float64), 0)
+    shares = torch.linspace(0, 1, 7, dtype=torch.float64)
+    index, factors = _largest_uncertainties(proba, shares, 100)
+    found = torch.zeros(7, 5, 5, dtype=torch.float64)
+    found.index_add_(0, index, torch.einsum("ar,br->rab", factors, factors))
+    covariance = torch.diag_embed(proba.T) - torch.einsum("an,bn->nab", proba, proba)
+    assert torch.allclose(found, covariance * shares[:, None, None], atol=1e-12)
+    some, some_factors = _largest_uncertainties(proba, shares, 3)
+    assert torch.equal(some, index[:3])
+    assert torch.equal(some_factors, factors[:, :3])
 
 
 def test_error_is_the_derivative_of_the_loss():

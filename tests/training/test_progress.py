@@ -1,15 +1,15 @@
 """What is told of a fit while it runs: bars on a terminal, plain lines in a log."""
 
-import contextlib
+import multiprocessing.connection
 import os
 import pty
 import re
-import subprocess
 import sys
 import termios
 import warnings
 
 import pytest
+import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -43,30 +43,47 @@ def make(**params):
     return PretrainedImageClassifier(**{"image_size": 32, "random_state": 0} | params)
 
 
-def fit_on_a_terminal(shape, **environment):
-    """What a fit shows on a terminal of this shape, and what it prints elsewhere."""
-    main, terminal = pty.openpty()
-    if shape is not None:
-        termios.tcsetwinsize(main, shape)
-    with subprocess.Popen(
-        [sys.executable, "-c", FIT],
-        stdout=subprocess.PIPE,
-        stderr=terminal,
-        env=os.environ | environment,
-    ) as process:
+def fit_elsewhere(terminal, log, code, environment):
+    """Run code with standard error on a terminal, and standard output in a log."""
+    os.environ |= environment
+    torch.set_num_threads(1)
+    with open(terminal, "w") as sys.stderr, open(log, "w") as sys.stdout:
+        exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+
+
+@pytest.fixture
+def fit_on_a_terminal(processes, tmp_path):
+    """What a fit shows on a terminal of some shape, and what it prints elsewhere."""
+
+    def fit(shape, **environment):
+        main, terminal = pty.openpty()
+        if shape is not None:
+            termios.tcsetwinsize(main, shape)
+        log = tmp_path / "log"
+        process = processes.Process(
+            target=fit_elsewhere, args=(os.ttyname(terminal), log, FIT, environment)
+        )
+        process.start()
+        shown = read_until_end(main, process)
+        process.join()
         os.close(terminal)
-        shown = ""
-        with contextlib.suppress(OSError):  # what reading gives once nobody writes any more
-            while part := os.read(main, 10_000):
-                shown += part.decode()
-        lines = process.stdout.read().decode()
-    os.close(main)
-    assert process.returncode == 0
-    return shown, lines
+        os.close(main)
+        assert process.exitcode == 0
+        return shown, log.read_text()
+
+    return fit
+
+
+def read_until_end(terminal, process):
+    """What a process writes to a terminal."""
+    shown = b""
+    while multiprocessing.connection.wait([terminal, process.sentinel]) != [process.sentinel]:
+        shown += os.read(terminal, 10_000)
+    return shown.decode()
 
 
 @pytest.mark.parametrize("shape", [(24, 100), None])
-def test_a_bar_on_a_terminal(shape):
+def test_a_bar_on_a_terminal(fit_on_a_terminal, shape):
     shown, lines = fit_on_a_terminal(shape)
     assert lines == ""
     assert "features: " in shown
@@ -79,7 +96,7 @@ def test_a_bar_on_a_terminal(shape):
     assert all(line.startswith("<string>:") for line in warned)
 
 
-def test_lines_on_a_terminal_that_has_no_bars():
+def test_lines_on_a_terminal_that_has_no_bars(fit_on_a_terminal):
     shown, lines = fit_on_a_terminal(None, TERM="dumb")
     assert "image/s" not in shown
     assert [line.split(":")[0] for line in lines.splitlines()] == [
@@ -88,11 +105,15 @@ def test_lines_on_a_terminal_that_has_no_bars():
     ]
 
 
-def test_lines_in_a_log():
-    command = [sys.executable, "-W", "ignore", "-c", FIT.replace("always", "ignore")]
-    told = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert told.stderr == ""
-    first, *epochs = told.stdout.splitlines()
+def test_lines_in_a_log(processes, tmp_path):
+    log, errors = tmp_path / "log", tmp_path / "errors"
+    process = processes.Process(
+        target=fit_elsewhere, args=(errors, log, FIT.replace("always", "ignore"), {})
+    )
+    process.start()
+    process.join()
+    assert (process.exitcode, errors.read_text()) == (0, "")
+    first, *epochs = log.read_text().splitlines()
     assert re.fullmatch(r"features: 40 images in [\d.]+ s, [\d.,e+]+ images/s", first)
     assert len(epochs) == 3
     for number, line in enumerate(epochs, start=1):
