@@ -231,3 +231,12 @@ def test_the_same_opacity_all_over_is_left_out_of_account(alpha):
     content = io.BytesIO()
     Image.fromarray(rgba).save(content, "PNG")
     assert np.array_equal(first([Image.open(content)]), rgba[..., :3])
+
+
+def test_an_opened_picture_in_which_white_is_zero_is_read_as_its_file(tmp_path):
+    path = tmp_path / "x.tif"
+    levels = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    Image.fromarray(levels).save(path, tiffinfo={262: 0})
+    with Image.open(path) as opened:
+        assert np.array_equal(grey([opened]), grey([path]))
+    assert np.array_equal(grey([path]), 255 - grey_levels(levels, 0, 65535))
