@@ -296,6 +296,8 @@ def _pair(value: int | Sequence[int]) -> list[int]:
 def _max_pool(layer: nn.MaxPool2d, writer: _Writer, value: _Value) -> str:
     if layer.return_indices:
         raise UntranslatableError("indices of a max pooling")
+    if any(value.padding):  # some versions of ONNX Runtime (1.20 to 1.24) lose them
+        raise UntranslatableError("zeros around the input of a max pooling")
     return writer.add(
         "MaxPool",
         [writer.plain(value)],

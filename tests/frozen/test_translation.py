@@ -124,7 +124,6 @@ def test_layers(layer, maps):
         lambda x: torch.sigmoid(x).relu(),
         lambda x: pad_same(x, 5, 2),
         lambda x: pad_same(x, 3, 2) + 1,
-        lambda x: F.max_pool2d(pad_same(x, 3, 2), 3, 2),
     ],
 )
 def test_calls(forward, maps):
@@ -167,6 +166,7 @@ class Odd(nn.Module):
         traced(lambda x: F.dropout(x, 0.5, True)),
         traced(lambda x: (x, x)),
         traced(lambda x: x[:, :2]),
+        traced(lambda x: F.max_pool2d(pad_same(x, 3, 2), 3, 2)),  # older engines lose the zeros
     ],
 )
 def test_what_has_no_translation_is_refused(network, maps):
