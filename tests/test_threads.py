@@ -77,9 +77,9 @@ ThreadPoolExecutor(1).submit(multiply, "new").result()
 @pytest.mark.skipif(sys.platform == "win32", reason="MKL's function isn't found there")
 def test_mkl_uses_as_many_threads(run_python):
     # torch sets MKL's number in the thread that asks it to; in a new one, MKL asks OpenMP.
-    told = run_python(
-        PRODUCTS, MKL_VERBOSE="1", MKL_DYNAMIC="FALSE", OMP_NUM_THREADS="2"
-    ).splitlines()
+    # Dask leaves a number for its workers in the environment of who starts them.
+    environment = {"MKL_VERBOSE": "1", "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
+    told = run_python(PRODUCTS, **environment).splitlines()
     found, name = {}, None
     for line in told:
         if line.startswith("MKL_VERBOSE SGEMM"):

@@ -786,7 +786,7 @@ def test_a_file_of_an_earlier_version_loads(digits):
     """Of a small network with its last stage trained on 60 digits, before modules moved."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", InconsistentVersionWarning)
-        loaded = joblib.load(DATA / "classifier.joblib")
+        loaded = joblib.load(DATA / "classifier-joblib.bin")
     expected = json.loads((DATA / "classifier-joblib.json").read_text())
     X = digits[0][:10].reshape(-1, 8, 8)
     assert loaded.predict(X).tolist() == expected["labels"]
