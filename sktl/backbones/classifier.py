@@ -112,13 +112,18 @@ def is_linear_call(node: fx.Node) -> bool:
     if node.target not in (operator.add, operator.iadd, torch.add):
         return False
     # x @ weight + bias. Without the bias it is a projection, such as that of CLIP.
-    products = [p for p in node.all_input_nodes if p.target in (operator.matmul, torch.matmul)]
+    products = _products_in(node)
     others = [p for p in node.all_input_nodes if p not in products]
     return (
         len(products) == 1
         and bool(others)
         and all(map(_is_weight, (*others, *products[0].all_input_nodes[1:])))
     )
+
+
+def _products_in(node: fx.Node) -> list[fx.Node]:
+    """The products of matrices that a node takes."""
+    return [p for p in node.all_input_nodes if p.target in (operator.matmul, torch.matmul)]
 
 
 def _is_weight(node: fx.Node) -> bool:
@@ -141,9 +146,7 @@ def _weights_of(node: fx.Node) -> list[fx.Node]:
 def _read_by(layer: fx.Node) -> fx.Node:
     first = layer.all_input_nodes[0]
     if layer.op == "call_function" and layer.target is not F.linear:
-        (product,) = (
-            p for p in layer.all_input_nodes if p.target in (operator.matmul, torch.matmul)
-        )
+        (product,) = _products_in(layer)
         first = product.all_input_nodes[0]
     return first
 

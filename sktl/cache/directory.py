@@ -17,12 +17,12 @@ import xxhash
 from torch import Tensor
 
 from .leases import CLAIMS_TABLE, Claims
+from .protocol import SHARE_KEPT
 
 _FILE = "sktl-features-2.sqlite"
 _PAGE = 16384  # bytes; SQLite is fastest here with rows of 1 KB as with rows of 400 KB
 _PER_QUERY = 500  # SQLite allows 999 variables a statement
 _PATIENCE = 60.0  # seconds to wait for another process's transaction
-_SHARE_KEPT = 0.9  # of a full cache, when the oldest rows make room
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.uint8)}
 
 
@@ -153,7 +153,7 @@ class DirectoryCache:
 
         goal = self.max_bytes
         while n_bytes() > goal:
-            goal = int(self.max_bytes * _SHARE_KEPT)
+            goal = int(self.max_bytes * SHARE_KEPT)
             dropped = connection.execute(
                 "DELETE FROM rows WHERE id IN (SELECT id FROM rows ORDER BY id LIMIT"
                 " (SELECT count(*) / 20 + 1 FROM rows))"

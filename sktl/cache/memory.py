@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .protocol import FeatureCache
+from .protocol import SHARE_KEPT, FeatureCache
 
 _BLOCK = 2**20  # bytes of a block of rows in memory, unless one row is larger
 _MIN_BLOCKS = 16  # that the bound of the memory has room for
-_SHARE_KEPT = 0.9  # of a full cache, when the oldest rows make room
 
 
 @dataclass(eq=False)
@@ -92,7 +91,7 @@ class MemoryCache:
             self._add(list(new), rows[list(new.values())])
             if self.n_bytes > self.max_bytes:
                 # Some more than must go, so that rows go to disk by the batch.
-                goal = self.max_bytes * (1.0 if self._open_spill is None else _SHARE_KEPT)
+                goal = self.max_bytes * (1.0 if self._open_spill is None else SHARE_KEPT)
                 while self.n_bytes > goal:
                     evicted.append(self._evict())
         if evicted:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from .leases import Claims
 
+SHARE_KEPT = 0.9  # of a full cache, when the oldest rows make room
+
 
 class FeatureCache(Protocol):
     """Where rows of features are kept."""

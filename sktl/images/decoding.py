@@ -19,9 +19,8 @@ from .depth import DeepValues, deep_values, depth_of
 # Makes grey levels of values of more than 8 bits, or says by a ValueError why it can't.
 Scale: TypeAlias = Callable[[npt.NDArray[Any]], npt.NDArray[np.uint8]]
 
-_SPARE = (
-    2  # pixels that are decoded for each one that is wanted, at least, as in Pillow's thumbnail
-)
+# Pixels that are decoded for each one that is wanted, at least, as in Pillow's thumbnail.
+_SPARE = 2
 _CHUNK = 65536  # values scaled at once: what stays in the cache goes through it 2.5 times as fast
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # what a file begins with; also BigTIFF

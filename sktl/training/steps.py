@@ -40,7 +40,6 @@ class Net(Protocol):
     module_: Any
     criterion_: Any
     optimizer_: Any
-    callbacks: Any
     callbacks_: Any
     history: Any
     device: str
