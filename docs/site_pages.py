@@ -73,7 +73,7 @@ MODULES = {
         "frozen.prefix frozen"
     ),
     "Suffix and head: From features to logits.": (
-        "training.heads training.newton training.solutions training.optimization "
+        "training.heads training.newton training.selection training.solutions training.optimization "
         "training.batches training.depthwise training.averaging training.suffix training.steps "
         "training.net training.progress training.epochs training"
     ),
