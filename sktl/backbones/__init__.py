@@ -20,6 +20,7 @@ from ..messages import shown
 from ..randomness import seeded
 from ..version import __version__
 from .efficientnet_lite import pad_same
+from .from_transformers import as_network, own_module
 from .registry import EMBEDDED, Architecture, check_name, default_weights, list_backbones
 from .split import CutNetwork, OpaqueNetwork, Pool, Pooling, Splitter, make_splitter, spatial_axes
 from .weights import (
@@ -337,13 +338,12 @@ def _identity(backbone: str, source: WeightsSource) -> bytes:
 
 def _load_later(backbone: str, source: WeightsSource, identity: bytes) -> Backbone:
     architecture = Architecture(backbone, source.recipe.crop, transform_input=True)
-    read = source.read or dict
 
     def load() -> Splitter:
         if _identity(backbone, source) != identity:
             raise OSError(f"{source.name} has changed since it was first used. Fit again.")
         splitter = _prepare(architecture.build(initialise=False), source.recipe.crop)
-        load_weights(splitter.network, read(), splitter.classifiers, source.name)
+        _load_weights(splitter, source)
         return splitter
 
     return Backbone(architecture, source.recipe, load, identity)
@@ -363,7 +363,7 @@ def _load_now(
         architecture = replace(architecture, image_size=recipe.crop)
     splitter = _prepare(network, recipe.crop)
     if source.read is not None:
-        load_weights(network, source.read(), splitter.classifiers, source.name)
+        _load_weights(splitter, source)
     return _loaded_backbone(architecture, recipe, splitter)
 
 
@@ -401,7 +401,17 @@ def _loaded_backbone(
 
 def _prepare(network: nn.Module, image_size: Size) -> Splitter:
     network.requires_grad_(False).eval()
-    return make_splitter(network, image_size)
+    return make_splitter(as_network(network, image_size), image_size)
+
+
+def _load_weights(splitter: Splitter, source: WeightsSource) -> None:
+    assert source.read is not None
+    network = splitter.network
+    own = own_module(network)
+    paths = splitter.classifiers
+    if own is not network:
+        paths = tuple(path.removeprefix("model.") for path in paths)
+    load_weights(own, source.read(), paths, source.name)
 
 
 def rebuild_backbone(
