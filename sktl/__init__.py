@@ -10,6 +10,7 @@ from .features import PretrainedImageFeatures
 from .files.container import FileFormatError, NotSavableError
 from .files.saving import MissingWeightsError, load
 from .images.errors import UnreadableImagesError, UnreadableImageWarning
+from .images.preprocessing import Recipe
 from .model.adapt import DomainShiftWarning, NoDomainShiftWarning
 from .parallel import data_parallel
 from .version import __version__ as __version__
@@ -22,6 +23,7 @@ __all__ = [
     "NotSavableError",
     "PretrainedImageClassifier",
     "PretrainedImageFeatures",
+    "Recipe",
     "UnreadableImageWarning",
     "UnreadableImagesError",
     "data_parallel",
