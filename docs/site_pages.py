@@ -58,8 +58,8 @@ MODULES = {
         "version compat messages atomic randomness threads hardware parallel constraints"
     ),
     "Images: From what X is to uint8 pixels, and on to what a network was trained on.": (
-        "images.errors images.bands images.depth images.decoding images.kinds images.format "
-        "images.reading images.preprocessing images.augmentation images"
+        "images.errors images.bands images.depth images.orientation images.jpeg images.decoding "
+        "images.kinds images.format images.reading images.preprocessing images.augmentation images"
     ),
     "Backbones: Networks, their weights, and where they can be cut.": (
         "backbones.efficientnet_lite backbones.registry backbones.weights backbones.graph "
