@@ -73,9 +73,9 @@ MODULES = {
         "frozen.prefix frozen"
     ),
     "Suffix and head: From features to logits.": (
-        "training.heads training.newton training.solutions training.optimization "
-        "training.batches training.depthwise training.averaging training.suffix training.steps "
-        "training.net training.progress training.epochs training"
+        "training.heads training.newton training.ridge training.targets training.solutions "
+        "training.optimization training.batches training.depthwise training.averaging "
+        "training.suffix training.steps training.net training.progress training.epochs training"
     ),
     "Model: Backbone, suffix and head together, and what can be done with them.": (
         "model.joined model.alignment model.fit model.adapt model.explain "
@@ -84,7 +84,9 @@ MODULES = {
     "Files: What a fitted estimator is on the disk.": (
         "files.container files.readers files.state files.layout files.saving files"
     ),
-    "Estimators: Scikit-learn's face.": "datasets summary base features labels classifier",
+    "Estimators: Scikit-learn's face.": (
+        "datasets summary base features labels predictor classifier"
+    ),
     "Plots: Scikit-learn's displays, of what fitted estimators know.": (
         "plotting.drawing plotting.pictures plotting.training_curve plotting.freeze_search "
         "plotting.predictions plotting.confusion plotting.explanations plotting.feature_map "

@@ -485,7 +485,8 @@ def _classifier_parts(state: Stored) -> tuple[Stored, Stored, Tensors]:
         adaptation = state.pop("adaptation_")
         attributes["adaptation_"] = adaptation | {"proportions": adaptation["proportions"].tolist()}
     plan = {name: plain(name, value) for name, value in stored["plan"].items()}
-    head = stored["head"]
+    head = dict(stored["head"])
+    head["n_classes"] = head.pop("n_outputs")
     widths = [int(n) for n in head["head"]] if isinstance(head["head"], tuple) else None
     model = _network_to_json(stored) | {
         "depth": stored["depth"],

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..atomic import Path, replacing
 from ..frozen.fusion import fold_norms
 from ..images.format import EIGHT_BIT, ImageFormat, Range
+from ..training.targets import Target
 from ..version import __version__
 from .exported_resize import Resize
 from .joined import Model
@@ -68,6 +69,7 @@ class TorchClassifier(nn.Module):
         From prepared uint8 images to what the head reads; normalises them first.
     head : torch.nn.Module
         From features to logits.
+    target : Target
     classes : list
         The labels, in the order of the probabilities.
     """
@@ -78,6 +80,7 @@ class TorchClassifier(nn.Module):
         prepare: nn.Module,
         network: nn.Module,
         head: nn.Module,
+        target: Target,
         classes: Sequence[Any],
     ) -> None:
         super().__init__()
@@ -85,6 +88,7 @@ class TorchClassifier(nn.Module):
         self.prepare = prepare
         self.network = network
         self.head = head
+        self.target = target
         self.classes = list(classes)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -102,7 +106,7 @@ class TorchClassifier(nn.Module):
         if not tracing and (images.ndim != 4 or images.shape[1] != 3):
             raise ValueError(f"images must be of shape (n, 3, h, w), got {tuple(images.shape)}.")
         features = self.network(self.prepare(self.read(images)))
-        return torch.softmax(self.head(features), dim=1)
+        return self.target.answers(self.head(features))
 
 
 def to_torch(model: Model, fmt: ImageFormat, classes: npt.NDArray[Any]) -> TorchClassifier:
@@ -130,7 +134,7 @@ def _assembled(
     model: Model, read: ReadPixels, prepare: nn.Module, classes: npt.NDArray[Any]
 ) -> TorchClassifier:
     network, head = fold_norms(model.whole_network()), copy.deepcopy(model.net.module_.head)
-    module = TorchClassifier(read, prepare, network, head, classes.tolist())
+    module = TorchClassifier(read, prepare, network, head, model.target, classes.tolist())
     return module.cpu().float().requires_grad_(False).eval()
 
 

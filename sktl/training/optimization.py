@@ -68,7 +68,8 @@ class TrainingPlan:
         Batches whose gradients make one step.
     max_grad_norm, ema_decay : float or None
     label_smoothing, mixup, cutmix : float
-    criterion : "cross_entropy" or callable
+    criterion : str or callable
+        One that the target knows by name, or from outputs and y to losses.
     unfreeze : str
         One of `UNFREEZING`.
     n_iter_no_change : int or None
@@ -119,7 +120,7 @@ class TrainingPlan:
 
     def of_the_head(self, *, convex: bool) -> TrainingPlan:
         """The plan for a head that is fitted alone before the rest is unfrozen."""
-        optimizer = "lbfgs" if convex and self.criterion == "cross_entropy" else "adamw"
+        optimizer = "lbfgs" if convex else "adamw"
         return replace(
             self,
             optimizer=optimizer,
