@@ -29,7 +29,7 @@ from torch import Tensor
 # minimum. Up to the second, a solution goes while it costs little.
 _CLOSE = 1e-6
 _EXACT = 1e-20
-_LITTLE = 2**30  # multiplications: some hundredths of a second of one core
+_LITTLE = 2**28  # multiplications: a hundredth of a second of one core
 
 _ROUNDING = 1e-13  # of the loss, which can't tell better from worse beyond it
 _STALLED = 1e-9  # by which the loss must fall; single precision can't solve all equations
@@ -128,9 +128,9 @@ def solve(
     J. Nocedal and S. Wright, Numerical Optimization, 2nd ed. (2006), sections 7.1, 7.2 and 10.3.
     """
     problem = _Problem(features, labels, weights, n_classes, weight_decay, label_smoothing)
-    point, n_iter = _approach(problem, max_iter)
+    near, n_iter = _approach(problem, max_iter)
     spent = n_iter * problem.n_products
-    point = problem.at(point.coefficients, torch.float64)
+    point = problem.at(_along(problem.axes.T, near.double()))
     damping, tolerance, n_directions = 0.0, 0.1, _APPROACH
     n_stalled = 0
     # A minimum is not below zero: where the loss is near it, as that of separable rows, it's found.
@@ -142,7 +142,7 @@ def solve(
         step = problem.newton_step(point, damping, tolerance, n_directions)
         n_directions = step.n_directions
         spent += n_directions * problem.n_products
-        there = problem.at(point.coefficients - step.change, torch.float64)
+        there = problem.at(point.coefficients - step.change)
         if step.squared_decrement <= _ROUNDING * point.loss:
             # The loss can't tell better from worse any more, but the gradient can.
             if there.loss > point.loss * (1 + _ROUNDING):
@@ -173,7 +173,10 @@ def solve(
 
 @dataclass(frozen=True)
 class _Point:
-    """Coefficients with what the loss is there; the gradient is along the principal axes."""
+    """Coefficients with what the loss is there; the gradient is along the principal axes.
+
+    The coefficients are so, too, where they are in single precision.
+    """
 
     coefficients: Tensor
     loss: float
@@ -181,9 +184,9 @@ class _Point:
     proba: Tensor
 
 
-def _approach(problem: _Problem, max_iter: int) -> tuple[_Point, int]:
-    """Come near by L-BFGS in single precision; give the number of iterations, too."""
-    point = problem.at(problem.start, torch.float32)
+def _approach(problem: _Problem, max_iter: int) -> tuple[Tensor, int]:
+    """Come near by L-BFGS along the principal axes; give the number of iterations, too."""
+    point = problem.roughly_at(problem.start)
     pairs: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=_PAIRS)
     n_iter = 0
     while n_iter < min(_APPROACH, max_iter):
@@ -192,30 +195,27 @@ def _approach(problem: _Problem, max_iter: int) -> tuple[_Point, int]:
         squared_decrement = float((point.gradient * direction).sum(dtype=torch.float64))
         if squared_decrement < _NEAR * point.loss:
             break
-        further = _backtrack(problem, point, direction, squared_decrement)
-        if further is None:
+        there = _backtrack(problem, point, direction, squared_decrement)
+        if there is None:
             break
-        there, moved = further
+        moved = there.coefficients - point.coefficients
         change = there.gradient - point.gradient
         product = float((moved * change).sum(dtype=torch.float64))
         if product > 0:
             pairs.append((moved, change, product))
         point = there
-    return point, n_iter
+    return point.coefficients, n_iter
 
 
 def _backtrack(
     problem: _Problem, point: _Point, direction: Tensor, squared_decrement: float
-) -> tuple[_Point, Tensor] | None:
+) -> _Point | None:
     """Shorten the step until the loss falls; None if it doesn't."""
     share = 1.0
     while share > 1e-6:
-        moved = -share * direction
-        there = problem.at(
-            point.coefficients + _along(problem.axes.T, moved.double()), torch.float32
-        )
+        there = problem.roughly_at(point.coefficients - share * direction)
         if there.loss <= point.loss - _SUFFICIENT * share * squared_decrement:
-            return there, moved
+            return there
         share /= 4
     return None
 
@@ -297,6 +297,7 @@ class _Problem:
         self.decay[-1] = 0  # the bias has no penalty
         self.rough_rows = self.rows.float()
         self.rough_shares = self.shares.float()
+        self.rough_targets = self.targets.float()
         self.rough_decay = self.decay.float()
         centred = self.rough_rows[:, :-1]
         covariance = centred.T @ (centred * self.rough_shares[:, None])
@@ -307,36 +308,41 @@ class _Problem:
     @property
     def start(self) -> Tensor:
         """Where all classes are equally likely for any image."""
-        return self.rows.new_zeros(len(self.targets), self.rows.shape[1])
+        return self.rough_rows.new_zeros(len(self.targets), self.rows.shape[1])
 
     @property
     def n_products(self) -> int:
         """Multiplications of a product with the Hessian."""
         return 2 * len(self.targets) * self.rows.numel()
 
-    def at(self, coefficients: Tensor, dtype: torch.dtype) -> _Point:
+    def at(self, coefficients: Tensor) -> _Point:
         """Loss with the penalty, its gradient and the probabilities."""
-        if dtype == torch.float64:
-            rows, decay, here = self.rows, self.decay, coefficients
-        else:
-            rows, decay = self.rough_rows, self.rough_decay
-            here = _along(self.axes, coefficients.float())
-        shares, targets = self.shares.to(dtype), self.targets.to(dtype)
-        gradient = decay * here
-        loss = 0.5 * (gradient * here).sum(dtype=torch.float64)
-        proba = self.rough_rows.new_empty(len(here), len(rows))
-        size = max(1, _AT_ONCE // len(here))
+        loss, gradient, proba = self._evaluate(
+            coefficients, self.rows, self.targets, self.shares, self.decay
+        )
+        return _Point(coefficients, loss, _along(self.axes, gradient), proba)
+
+    def roughly_at(self, coefficients: Tensor) -> _Point:
+        """Do the same in single precision, for coefficients along the principal axes."""
+        of_rows = self.rough_rows, self.rough_targets, self.rough_shares, self.rough_decay
+        return _Point(coefficients, *self._evaluate(coefficients, *of_rows))
+
+    def _evaluate(
+        self, coefficients: Tensor, rows: Tensor, targets: Tensor, shares: Tensor, decay: Tensor
+    ) -> tuple[float, Tensor, Tensor]:
+        gradient = decay * coefficients
+        loss = 0.5 * (gradient * coefficients).sum(dtype=torch.float64)
+        proba = self.rough_rows.new_empty(len(coefficients), len(rows))
+        size = max(1, _AT_ONCE // len(coefficients))
         for start in range(0, len(rows), size):
             part = slice(start, start + size)
-            logits = here @ rows[part].T
+            logits = coefficients @ rows[part].T
             proba[:, part] = torch.softmax(logits, 0)
             wanted = targets[:, self.labels[part]] * shares[part]
             its_loss, error = loss_and_error(logits, wanted, shares[part])
             loss += its_loss
             gradient.addmm_(error, rows[part])
-        if dtype == torch.float64:
-            gradient = _along(self.axes, gradient)
-        return _Point(coefficients, float(loss), gradient, proba)
+        return float(loss), gradient, proba
 
     def diagonal(self, proba: Tensor, factors: Tensor | None = None) -> Tensor:
         """Diagonal of the Hessian, if all images were equally uncertain of all classes.

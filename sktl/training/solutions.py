@@ -15,7 +15,7 @@ from torch import Tensor
 from ..cache import FeatureCache
 from .newton import Solution
 
-_REVISION = 2  # of the solver; kept solutions of another are then found anew
+_REVISION = 3  # of the solver; kept solutions of another are then found anew
 _N_FACTS = 2  # beside weights and biases: the loss and the number of iterations
 
 
