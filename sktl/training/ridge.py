@@ -54,4 +54,5 @@ def _inverse_times(matrix: Tensor, strength: float, right: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(matrix)
     least = len(values) * torch.finfo(values.dtype).eps * values[-1].clamp_min(1e-300)
     inverse = torch.where(values > least, values.reciprocal(), 0.0)
-    return vectors @ (inverse[:, None] * (vectors.T @ right))
+    solved: Tensor = vectors @ (inverse[:, None] * (vectors.T @ right))
+    return solved
