@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..backbones import Backbone, Pooling
 from ..cache import FeatureCache, empty_rows
@@ -145,13 +145,19 @@ def fit_model(
         watched = _watched(task, rows, place, prefix if prepare else None, setup)
         rows = rows.subset(torch.as_tensor(training))
     head = _head_shape(task, features, prefix if prepare else None, setup, start)
+    plan, ready = setup.plan, None
+    if start is not None:
+        plan = replace(plan, chosen_decay=start.plan.chosen_decay)
+    elif not setup.frozen and plan.unfreeze != "at_once":
+        ready = _fitted_head(task, training, head, rows, setup)
+        plan = replace(plan, chosen_decay=ready.plan.chosen_decay)
     net = assemble_net(
         setup.backbone,
         setup.depth,
         setup.pooling,
         task.target,
         head,
-        setup.plan,
+        plan,
         setup.precision,
         setup.device,
         prepare=prepare,
@@ -165,16 +171,16 @@ def fit_model(
         setup.device,
         task.target,
         head,
-        setup.plan,
+        plan,
         net,
     )
     if start is not None:
         _go_on_from(start, model)
-    elif not setup.frozen and setup.plan.unfreeze != "at_once":
-        ready = _fitted_head(task, training, head, rows, setup)
-        net.module_.head.load_state_dict(ready.state_dict())
+    elif ready is not None:
+        net.module_.head.load_state_dict(ready.module_.head.state_dict())
     with observe(model) as observer:
         outcome = train(net, rows, watched, observer, cache=setup.cache, keep_epochs=keep_epochs)
+    model.plan = net.plan
     net.prepare = None  # it may hold the prefix and the user's function
     sample = None
     if isinstance(task.target, Classes):
@@ -306,8 +312,8 @@ def _fitted_head(
     head: HeadShape,
     rows: FeatureRows,
     setup: Setup,
-) -> nn.Module:
-    """A head that fits what the whole backbone, as it is, makes of the images.
+) -> SuffixNet:
+    """A net whose head fits what the whole backbone, as it is, makes of the images.
 
     Stages that train under a random head first lose what they know.
 
@@ -339,8 +345,7 @@ def _fitted_head(
         setup.device,
     )
     train(net, FeatureRows(pooled, rows.labels, rows.weights), cache=setup.cache)
-    fitted: nn.Module = net.module_.head
-    return fitted
+    return net
 
 
 def _go_on_from(start: Model, model: Model) -> None:

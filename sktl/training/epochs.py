@@ -99,16 +99,27 @@ def train(
         If the user stops it, and no whole epoch is to be kept. An EarlyStopping callback ends it
         in the regular way.
     """
+    n_images = _count_images(rows)
     rows = _as_the_net_needs(net, rows)
     if valid_rows is not None:
         valid_rows = _as_the_net_needs(net, valid_rows)
     with _random_numbers(net), suited_threads(_products_in_a_step(net, rows)):
-        net.begin(len(rows), valid_rows, cache)
+        net.begin(len(rows), valid_rows, cache, n_images)
         net.notify("on_train_begin", X=rows, y=None)
         outcome = _run_epochs(net, rows, observer, keep_epochs)
         net.notify("on_train_end", X=rows, y=None)
     _warn_unless_converged(net)
     return outcome
+
+
+def _count_images(rows: FeatureRows) -> float:
+    """How many images the rows stand for.
+
+    A whole number as weight says how often an image was seen; another one, how much it matters.
+    """
+    weights = rows.weights
+    whole = bool((weights == weights.round()).all())
+    return float(weights.sum() if whole else torch.count_nonzero(weights))
 
 
 def _random_numbers(net: SuffixNet) -> AbstractContextManager[None]:

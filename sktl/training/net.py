@@ -161,14 +161,19 @@ class SuffixNet(skorch.NeuralNetClassifier):
         n_rows: int,
         valid_rows: FeatureRows | None = None,
         cache: FeatureCache | None = None,
+        n_images: float = 0.0,
     ) -> None:
-        """Get ready to train on so many rows, to watch others, and to find solved heads."""
+        """Get ready to train on so many rows, to watch others, and to find solved heads.
+
+        `n_images` is how many images the rows stand for.
+        """
         plan = self.plan
         n_batches = max(1, -(-n_rows // plan.batch_size))
         n_steps = plan.max_epochs * -(-n_batches // plan.accumulation_steps)
         self._get_ready(plan, n_steps)
         self._known_course.valid_rows = valid_rows
         self._known_course.cache = cache
+        self._known_course.n_images = n_images
 
     def _get_ready(self, plan: TrainingPlan, n_steps: int) -> None:
         processes().agree(*self.module_.parameters(), *self.module_.buffers())
@@ -357,9 +362,10 @@ class SuffixNet(skorch.NeuralNetClassifier):
         if not is_solved(self):
             step: dict[str, Any] = super().train_step(batch, **fit_params)
             return step
-        cache = self._known_course.cache
-        solution = SolvedHead(self, cache, self.optimizer__max_iter).take(batch)
+        solution = SolvedHead(self, self._known_course, self.optimizer__max_iter).take(batch)
         self.n_steps_ = solution.n_iter
+        if self.plan.weight_decay == "auto":
+            self.plan = replace(self.plan, chosen_decay=solution.weight_decay)
         logits = self.infer(batch[0]) if is_watched(self) else torch.empty(0)
         return {"loss": torch.tensor(solution.loss), "y_pred": logits}
 
@@ -374,9 +380,9 @@ class SuffixNet(skorch.NeuralNetClassifier):
         labels, weights = (part.to(y_pred.device) for part in y_true)
         losses = self.criterion_(y_pred, labels)
         loss: Tensor = (losses * weights.to(losses.dtype)).mean()
-        if training and self.full_batch and self.plan.weight_decay:
+        if training and self.full_batch and self.plan.head_decay:
             squares = [p.square().sum() for p in self.module_.parameters() if p.ndim > 1]
-            loss = loss + 0.5 * self.plan.weight_decay * sum(squares)
+            loss = loss + 0.5 * self.plan.head_decay * sum(squares)
         return loss
 
 

@@ -70,6 +70,8 @@ class Course:
         Rows that don't train and are watched.
     cache : FeatureCache or None
         Where solved heads are kept.
+    n_images : float
+        How many images the rows that train stand for.
     """
 
     step_sizes: StepSizes
@@ -78,6 +80,7 @@ class Course:
     average: WeightAverage | None = None
     valid_rows: FeatureRows | None = None
     cache: FeatureCache | None = None
+    n_images: float = 0.0
 
     @torch.no_grad()
     def add_penalty(self, strength: float) -> None:
@@ -171,14 +174,14 @@ class SolvedHead:
     Parameters
     ----------
     net : Net
-    cache : FeatureCache or None
-        Where a fit with all that the solution depends on may have left it.
+    course : Course
+        In its cache, a fit with all that the solution depends on may have left it.
     max_iter : int
     """
 
-    def __init__(self, net: Net, cache: FeatureCache | None, max_iter: int) -> None:
+    def __init__(self, net: Net, course: Course, max_iter: int) -> None:
         self._net = net
-        self._cache = cache
+        self._course = course
         self._max_iter = max_iter
 
     @torch.no_grad()
@@ -196,6 +199,7 @@ class SolvedHead:
         head, device, target = net.module_.head, net.device, net.criterion_.target
         settings = {
             "weight_decay": net.plan.weight_decay,
+            "n_images": self._course.n_images if net.plan.weight_decay == "auto" else 0.0,
             "label_smoothing": net.criterion_.label_smoothing,
             "max_iter": self._max_iter,
         }
@@ -207,7 +211,7 @@ class SolvedHead:
             return solution
 
         return recall_or_solve(
-            self._cache,
+            self._course.cache,
             (features, y, weights),
             (target.kind, *layers, *settings.items(), device),
             (head[-1].out_features, head[-1].in_features),

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import newton, ridge
+from .ridge import WeightDecay
 
 Encoded = npt.NDArray[Any]  # y as a net learns it
 
@@ -62,11 +63,23 @@ class Target(ABC):
         y: Tensor,
         weights: Tensor,
         *,
-        weight_decay: float,
+        weight_decay: WeightDecay,
+        n_images: float,
         label_smoothing: float,
         max_iter: int,
     ) -> newton.Solution:
-        """Find that optimum; see :func:`sktl.training.newton.solve`."""
+        """Find that optimum.
+
+        Parameters
+        ----------
+        features, y, weights : tensors with a row for each image, or each view of one
+        weight_decay : float or "auto"
+            Half of it times the squared norm of the weights is added to the mean loss.
+        n_images : float
+            How many images the rows stand for, where that decides what "auto" is.
+        label_smoothing : float
+        max_iter : int
+        """
 
     @abstractmethod
     def losses(self, outputs: Tensor, y: Tensor, criterion: str, label_smoothing: float) -> Tensor:
@@ -156,11 +169,13 @@ class Classes(Target):
         y: Tensor,
         weights: Tensor,
         *,
-        weight_decay: float,
+        weight_decay: WeightDecay,
+        n_images: float,
         label_smoothing: float,
         max_iter: int,
     ) -> newton.Solution:
         """Multinomial logistic regression."""
+        assert not isinstance(weight_decay, str), "nothing chooses it for classes"
         return newton.solve(
             features,
             y,
@@ -266,12 +281,13 @@ class Numbers(Target):
         y: Tensor,
         weights: Tensor,
         *,
-        weight_decay: float,
+        weight_decay: WeightDecay,
+        n_images: float,
         label_smoothing: float,
         max_iter: int,
     ) -> newton.Solution:
         """Ridge regression."""
-        return ridge.solve(features, y, weights, weight_decay=weight_decay)
+        return ridge.solve(features, y, weights, weight_decay=weight_decay, n_images=n_images)
 
     def losses(self, outputs: Tensor, y: Tensor, criterion: str, label_smoothing: float) -> Tensor:
         """Sum over the outputs."""
