@@ -85,7 +85,7 @@ MODULES = {
         "files.container files.readers files.state files.layout files.saving files"
     ),
     "Estimators: Scikit-learn's face.": (
-        "datasets summary base features labels predictor classifier"
+        "datasets summary base features labels predictor classifier regressor"
     ),
     "Plots: Scikit-learn's displays, of what fitted estimators know.": (
         "plotting.drawing plotting.pictures plotting.training_curve plotting.freeze_search "

@@ -12,6 +12,7 @@ from .files.saving import MissingWeightsError, load
 from .images.errors import UnreadableImagesError, UnreadableImageWarning
 from .model.adapt import DomainShiftWarning, NoDomainShiftWarning
 from .parallel import data_parallel
+from .regressor import PretrainedImageRegressor
 from .version import __version__ as __version__
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "NotSavableError",
     "PretrainedImageClassifier",
     "PretrainedImageFeatures",
+    "PretrainedImageRegressor",
     "UnreadableImageWarning",
     "UnreadableImagesError",
     "data_parallel",

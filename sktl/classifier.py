@@ -28,6 +28,7 @@ from .model.alignment import LabelledFeatures, Settings
 from .model.explain import METHODS as EXPLANATIONS
 from .model.explain import explain_images
 from .model.export import TorchClassifier, to_onnx, to_torch
+from .model.fit import Fit
 from .model.joined import Model
 from .predictor import Given, ImagePredictor
 from .summary import listed
@@ -760,7 +761,10 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         tensor([1, 1, 1, 0])
         """
         check_is_fitted(self)
-        return to_torch(self._model, self._format, self.classes_)
+        module: TorchClassifier = to_torch(
+            self._model, self._format, classes=self.classes_.tolist()
+        )
+        return module
 
     def to_onnx(self, path: str | os.PathLike[str]) -> None:
         """Write the classifier as an ONNX file: images in, probabilities out.
@@ -806,7 +810,7 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         shrink them first.
         """
         check_is_fitted(self)
-        to_onnx(self._model, self._format, self.classes_, path)
+        to_onnx(self._model, self._format, path, classes=self.classes_.tolist())
 
     def explain(
         self, X: Any, target: Any = None, *, method: str = "grad_cam"
@@ -874,6 +878,11 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
             targets = class_numbers("target", labels, self.classes_)
             check_consistent_length(np.empty(len(images)), targets)
         return explain_images(self._model, images, targets, method)
+
+    def _set_fitted(self, fit: Fit, given: Given, partial: bool) -> None:
+        super()._set_fitted(fit, given, partial)
+        self._sample = None if partial else fit.sample  # a part may lack whole classes
+        self.__dict__.pop("adaptation_", None)
 
     def _fact_of_y(self) -> tuple[str, str]:
         return "Classes", listed(self.classes_.tolist())

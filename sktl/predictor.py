@@ -244,8 +244,7 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         fit = fit_model(
             task, setup, observe, start=start, keep_epochs=self.warm_start and not partial
         )
-        self._set_fitted(fit, given)
-        self._sample = None if partial else fit.sample  # a part may lack whole classes
+        self._set_fitted(fit, given, partial)
         return fit.outcome.interrupted
 
     def _setup(self, backbone: Backbone, target: Target, seed: int, partial: bool) -> Setup:
@@ -324,8 +323,8 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
             )
         return optimizer
 
-    def _set_fitted(self, fit: Fit, given: Given) -> None:
-        for name in ("best_epoch_", "validation_indices_", "adaptation_"):
+    def _set_fitted(self, fit: Fit, given: Given, partial: bool) -> None:
+        for name in ("best_epoch_", "validation_indices_"):
             self.__dict__.pop(name, None)
         self.__dict__.update(self._fitted_attributes(fit.model, given))
         if fit.validation is not None:
