@@ -210,6 +210,8 @@ def _numeric(y: Any, estimator: str) -> npt.NDArray[np.float64]:
         cells = given.ravel().tolist() if given.dtype == object else given.ravel()[:1]
         if any(cell is None for cell in cells):
             raise ValueError("Input y contains None. Leave out the images that have no number.")
+        if np.iscomplexobj(given):
+            raise ValueError("Complex data not supported in y. Pass real numbers.")
         numeric = given.dtype.kind in "biuf"
         for cell in cells:
             if not numeric and (given.dtype != object or isinstance(cell, str | bytes | complex)):

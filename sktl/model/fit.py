@@ -24,7 +24,7 @@ from ..training.heads import Head, HeadShape, choose_head
 from ..training.net import SuffixNet
 from ..training.optimization import OPTIMIZERS, TrainingPlan
 from ..training.progress import progress_bar
-from ..training.targets import Classes, Encoded, Target
+from ..training.targets import Classes, Encoded, Numbers, Target
 from .alignment import LabelledFeatures, sample_rows
 from .joined import Model, assemble_net
 
@@ -148,7 +148,7 @@ def fit_model(
     plan, ready = setup.plan, None
     if start is not None:
         plan = replace(plan, chosen_decay=start.plan.chosen_decay)
-    elif not setup.frozen and plan.unfreeze != "at_once":
+    elif plan.unfreeze != "at_once" and (not setup.frozen or _has_a_start(task, head, plan)):
         ready = _fitted_head(task, training, head, rows, setup)
         plan = replace(plan, chosen_decay=ready.plan.chosen_decay)
     net = assemble_net(
@@ -306,6 +306,19 @@ def _head_shape(
     return HeadShape(kind, task.target.n_outputs, setup.dropout, int(pooled.shape[1]))
 
 
+def _has_a_start(task: Task, head: HeadShape, plan: TrainingPlan) -> bool:
+    """Whether steps on a head alone begin near their end.
+
+    From random weights, numbers take many more steps than classes, whose logits may be anything as
+    long as the right one is the greatest.
+    """
+    target = task.target
+    if not isinstance(target, Numbers) or not head.is_convex:
+        return False
+    is_solved_anyway = plan.full_batch and target.is_solved(plan.criterion)
+    return target.is_solved(target.first_criterion(plan.criterion)) and not is_solved_anyway
+
+
 def _fitted_head(
     task: Task,
     training: npt.NDArray[np.int64],
@@ -332,8 +345,9 @@ def _fitted_head(
             pooled = prefix.compute(
                 task.images, setup.cache, setup.n_jobs, training.tolist(), tell=tell
             )
-    solved = head.is_convex and task.target.is_solved(setup.plan.criterion)
-    plan = setup.plan.of_the_head(convex=solved)
+    criterion = task.target.first_criterion(setup.plan.criterion)
+    solved = head.is_convex and task.target.is_solved(criterion)
+    plan = replace(setup.plan, criterion=criterion).of_the_head(convex=solved)
     net = assemble_net(
         setup.backbone,
         depth,

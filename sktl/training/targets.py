@@ -57,6 +57,10 @@ class Target(ABC):
         """Whether a linear head's optimum by this loss is found on all rows at once."""
 
     @abstractmethod
+    def first_criterion(self, criterion: Any) -> Any:
+        """The loss by which a head is fitted that steps go on from."""
+
+    @abstractmethod
     def solve(
         self,
         features: Tensor,
@@ -162,6 +166,10 @@ class Classes(Target):
     def is_solved(self, criterion: Any) -> bool:
         """Cross-entropy is."""
         return isinstance(criterion, str)
+
+    def first_criterion(self, criterion: Any) -> Any:
+        """The same."""
+        return criterion
 
     def solve(
         self,
@@ -274,6 +282,10 @@ class Numbers(Target):
     def is_solved(self, criterion: Any) -> bool:
         """The mean squared error is."""
         return bool(criterion == "mse")
+
+    def first_criterion(self, criterion: Any) -> Any:
+        """The mean squared error, whose optimum is near those of the others."""
+        return "mse" if isinstance(criterion, str) else criterion
 
     def solve(
         self,
