@@ -58,8 +58,9 @@ class PretrainedImageRegressor(RegressorMixin, ImagePredictor):
         L2 penalty of the weights (not of biases and norms). Half of it times the squared norm of
         the head's weights is added to the mean loss, whichever way the head is trained; in terms
         of :class:`sklearn.linear_model.Ridge`, `alpha` is half of it times the number of images.
-        "auto" is what generalised cross-validation prefers [1]_, for a head that is solved for,
-        also where stages train after it. Elsewhere, and for stages that train, it is 1e-3. For
+        "auto" is what leave-one-out cross-validation prefers, in closed form [1]_ as in
+        :class:`sklearn.linear_model.RidgeCV`, for a linear head, also where steps or stages that
+        train follow on its solution. For other heads, and for stages that train, it is 1e-3. For
         stages, and for the head with a class as `optimizer`, it is the optimizer's parameter.
     optimizer : {"auto", "lbfgs", "sgd", "adam", "adamw"} or class, default="auto"
         "auto" solves a linear head of a frozen backbone in closed form where the loss is "mse"
@@ -111,8 +112,8 @@ callbacks, random_state, verbose
 
     References
     ----------
-    .. [1] G. Golub, M. Heath and G. Wahba, Generalized Cross-Validation as a Method for Choosing a
-       Good Ridge Parameter (1979), Technometrics 21.
+    .. [1] R. Rifkin and R. Lippert, Notes on Regularized Least Squares (2007),
+       MIT-CSAIL-TR-2007-025.
 
     Examples
     --------

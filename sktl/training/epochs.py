@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
+from torch import Tensor
 
 from ..cache import FeatureCache
 from ..compat import is_early_stopping
@@ -99,12 +100,12 @@ def train(
         If the user stops it, and no whole epoch is to be kept. An EarlyStopping callback ends it
         in the regular way.
     """
-    n_images = _count_images(rows)
+    counts = _counts(rows)
     rows = _as_the_net_needs(net, rows)
     if valid_rows is not None:
         valid_rows = _as_the_net_needs(net, valid_rows)
     with _random_numbers(net), suited_threads(_products_in_a_step(net, rows)):
-        net.begin(len(rows), valid_rows, cache, n_images)
+        net.begin(len(rows), valid_rows, cache, counts)
         net.notify("on_train_begin", X=rows, y=None)
         outcome = _run_epochs(net, rows, observer, keep_epochs)
         net.notify("on_train_end", X=rows, y=None)
@@ -112,14 +113,14 @@ def train(
     return outcome
 
 
-def _count_images(rows: FeatureRows) -> float:
-    """How many images the rows stand for.
+def _counts(rows: FeatureRows) -> Tensor:
+    """How many images each row stands for.
 
     A whole number as weight says how often an image was seen; another one, how much it matters.
     """
     weights = rows.weights
     whole = bool((weights == weights.round()).all())
-    return float(weights.sum() if whole else torch.count_nonzero(weights))
+    return weights if whole else (weights > 0).to(weights)
 
 
 def _random_numbers(net: SuffixNet) -> AbstractContextManager[None]:

@@ -161,11 +161,11 @@ class SuffixNet(skorch.NeuralNetClassifier):
         n_rows: int,
         valid_rows: FeatureRows | None = None,
         cache: FeatureCache | None = None,
-        n_images: float = 0.0,
+        counts: Tensor | None = None,
     ) -> None:
         """Get ready to train on so many rows, to watch others, and to find solved heads.
 
-        `n_images` is how many images the rows stand for.
+        `counts` are how many images each row stands for; further rows are other views of them.
         """
         plan = self.plan
         n_batches = max(1, -(-n_rows // plan.batch_size))
@@ -173,7 +173,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
         self._get_ready(plan, n_steps)
         self._known_course.valid_rows = valid_rows
         self._known_course.cache = cache
-        self._known_course.n_images = n_images
+        self._known_course.counts = counts
 
     def _get_ready(self, plan: TrainingPlan, n_steps: int) -> None:
         processes().agree(*self.module_.parameters(), *self.module_.buffers())

@@ -70,8 +70,8 @@ class Course:
         Rows that don't train and are watched.
     cache : FeatureCache or None
         Where solved heads are kept.
-    n_images : float
-        How many images the rows that train stand for.
+    counts : tensor of shape (n_images,) or None
+        How many images each of the rows that train stands for.
     """
 
     step_sizes: StepSizes
@@ -80,7 +80,7 @@ class Course:
     average: WeightAverage | None = None
     valid_rows: FeatureRows | None = None
     cache: FeatureCache | None = None
-    n_images: float = 0.0
+    counts: Tensor | None = None
 
     @torch.no_grad()
     def add_penalty(self, strength: float) -> None:
@@ -199,20 +199,21 @@ class SolvedHead:
         head, device, target = net.module_.head, net.device, net.criterion_.target
         settings = {
             "weight_decay": net.plan.weight_decay,
-            "n_images": self._course.n_images if net.plan.weight_decay == "auto" else 0.0,
             "label_smoothing": net.criterion_.label_smoothing,
             "max_iter": self._max_iter,
         }
         layers = [type(layer).__name__ for layer in head]
+        counts = self._course.counts if net.plan.weight_decay == "auto" else None
 
         def solve() -> Solution:
             inputs = _read_by_the_last(head, features.to(device))
-            solution: Solution = target.solve(inputs, y.to(device), weights.to(device), **settings)
+            rest = y.to(device), weights.to(device)
+            solution: Solution = target.solve(inputs, *rest, counts=counts, **settings)
             return solution
 
         return recall_or_solve(
             self._course.cache,
-            (features, y, weights),
+            (features, y, weights, *([] if counts is None else [counts])),
             (target.kind, *layers, *settings.items(), device),
             (head[-1].out_features, head[-1].in_features),
             solve,

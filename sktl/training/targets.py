@@ -68,7 +68,7 @@ class Target(ABC):
         weights: Tensor,
         *,
         weight_decay: WeightDecay,
-        n_images: float,
+        counts: Tensor | None,
         label_smoothing: float,
         max_iter: int,
     ) -> newton.Solution:
@@ -79,8 +79,9 @@ class Target(ABC):
         features, y, weights : tensors with a row for each image, or each view of one
         weight_decay : float or "auto"
             Half of it times the squared norm of the weights is added to the mean loss.
-        n_images : float
-            How many images the rows stand for, where that decides what "auto" is.
+        counts : tensor of shape (n_images,) or None
+            How many images each row stands for, where that decides what "auto" is; further rows
+            are other views of the same.
         label_smoothing : float
         max_iter : int
         """
@@ -178,7 +179,7 @@ class Classes(Target):
         weights: Tensor,
         *,
         weight_decay: WeightDecay,
-        n_images: float,
+        counts: Tensor | None,
         label_smoothing: float,
         max_iter: int,
     ) -> newton.Solution:
@@ -294,12 +295,12 @@ class Numbers(Target):
         weights: Tensor,
         *,
         weight_decay: WeightDecay,
-        n_images: float,
+        counts: Tensor | None,
         label_smoothing: float,
         max_iter: int,
     ) -> newton.Solution:
         """Ridge regression."""
-        return ridge.solve(features, y, weights, weight_decay=weight_decay, n_images=n_images)
+        return ridge.solve(features, y, weights, weight_decay=weight_decay, counts=counts)
 
     def losses(self, outputs: Tensor, y: Tensor, criterion: str, label_smoothing: float) -> Tensor:
         """Sum over the outputs."""
