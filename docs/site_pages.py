@@ -75,7 +75,8 @@ MODULES = {
         "frozen.prefix frozen"
     ),
     "Suffix and head: From features to logits.": (
-        "training.heads training.newton training.selection training.solutions "
+        "training.heads training.newton training.selection training.ridge training.targets "
+        "training.solutions "
         "training.optimization training.batches training.depthwise training.averaging "
         "training.suffix training.steps training.net training.progress training.epochs training"
     ),
@@ -86,7 +87,9 @@ MODULES = {
     "Files: What a fitted estimator is on the disk.": (
         "files.container files.readers files.state files.layout files.saving files"
     ),
-    "Estimators: Scikit-learn's face.": "datasets summary base features labels classifier",
+    "Estimators: Scikit-learn's face.": (
+        "datasets summary base features labels predictor classifier regressor"
+    ),
     "Plots: Scikit-learn's displays, of what fitted estimators know.": (
         "plotting.drawing plotting.pictures plotting.training_curve plotting.freeze_search "
         "plotting.predictions plotting.confusion plotting.explanations plotting.feature_map "

@@ -205,7 +205,7 @@ def load(path: Path) -> Any:
 
     Returns
     -------
-    PretrainedImageClassifier or PretrainedImageFeatures
+    PretrainedImageClassifier, PretrainedImageRegressor or PretrainedImageFeatures
 
     Raises
     ------

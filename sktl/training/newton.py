@@ -58,12 +58,15 @@ class Solution:
         Mean loss with the penalty.
     n_iter : int
         Steps of both methods, those of Newton's that were taken back among them.
+    weight_decay : float
+        The penalty, given or chosen.
     """
 
     weight: Tensor
     bias: Tensor
     loss: float
     n_iter: int
+    weight_decay: float
 
 
 def soft_targets(n_classes: int, label_smoothing: float) -> Tensor:
@@ -168,7 +171,7 @@ def solve(
             tolerance = 0.03
     # What is the same for all classes means nothing, and is rounding.
     weight, bias = problem.weight_and_bias(point.coefficients - point.coefficients.mean(0))
-    return Solution(weight, bias, point.loss, n_iter)
+    return Solution(weight, bias, point.loss, n_iter, weight_decay)
 
 
 @torch.no_grad()
