@@ -98,10 +98,14 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         Learning rate of the last stage that trains. None is `lr`.
     layer_decay : float, default=1.0
         What a stage's learning rate is of that of the stage after it.
-    weight_decay : float, default=1e-3
+    weight_decay : float or "auto", default=1e-3
         L2 penalty of the weights (not of biases and norms). Half of it times the squared norm of
         the head's weights is added to the mean loss, whichever way the head is trained. For stages
         that train, and for the head with a class as `optimizer`, it is the optimizer's parameter.
+        "auto" chooses the penalty of a head that is solved for, and the temperature by which its
+        logits are divided [5]_, by three-fold cross-validation on the features; also where stages
+        that train go on from such a head. For stages, and for a head that takes steps alone, it
+        is 1e-3.
     schedule : {"cosine", "constant", "one_cycle"} or callable, default="cosine"
         How learning rates change from step to step: down to zero by a cosine, not at all, or up
         and down while momentum goes down and up. A callable makes a torch scheduler of the
@@ -196,6 +200,8 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
+    weight_decay_ : float
+        The head's penalty, given or chosen.
     n_features_in_ : int
         Width of X, where it is two-dimensional.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -240,6 +246,7 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
        (2018), arXiv:1801.06146.
     .. [4] S. Yang et al., Free Lunch for Few-shot Learning: Distribution Calibration (2021),
        arXiv:2101.06395.
+    .. [5] C. Guo et al., On Calibration of Modern Neural Networks (2017), arXiv:1706.04599.
 
     Examples
     --------
@@ -277,7 +284,7 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         lr: float | None = None,
         backbone_lr: float | None = None,
         layer_decay: float = 1.0,
-        weight_decay: float = 1e-3,
+        weight_decay: float | str = 1e-3,
         schedule: Any = "cosine",
         warmup: float | None = None,
         unfreeze: str = "head_first",
@@ -665,7 +672,7 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         if method not in METHODS:
             raise ValueError(f"method={shown(method)} is not one of {sorted(METHODS)}.")
         kept = (self._cache(), self._n_jobs())
-        settings = Settings(self.weight_decay, self.label_smoothing)
+        settings = Settings(self.weight_decay_, self.label_smoothing)
         (source, source_images), _ = self._skip_unreadable(self._source, X_source, y_source)
 
         def run(X: Any) -> tuple[Adaptation, int]:

@@ -332,6 +332,7 @@ _plan = {
     "max_grad_norm": optional(_positive),
     "ema_decay": optional(number(0, 1, above=True, below=True)),
     "label_smoothing": _share,
+    "weight_decay": either(one_of("auto"), number(0)),
     "mixup": number(0),
     "cutmix": number(0),
     "unfreeze": one_of(*UNFREEZING),
@@ -339,6 +340,7 @@ _plan = {
     "seed": integer(0, 2**31 - 1),
     "verbose": integer(0, 1),
 }
+_plan_may_lack = {"chosen_decay": number(0)}
 _may_lack = {
     "n_features_in_": integer(1, 2**31),
     "feature_names_in_": list_of(text),
@@ -640,9 +642,7 @@ CLASSIFIER = Layout(
         _trained_model
         | {
             "head": record(_head | {"n_classes": integer(2)}),
-            "plan": record(
-                _plan | {"weight_decay": number(0), "criterion": one_of(*Classes.criteria)}
-            ),
+            "plan": record(_plan | {"criterion": one_of(*Classes.criteria)}, _plan_may_lack),
         }
     ),
     to_parts=_classifier_parts,
@@ -695,14 +695,7 @@ REGRESSOR = Layout(
                 }
             ),
             "head": record(_head | {"n_outputs": integer(1)}),
-            "plan": record(
-                _plan
-                | {
-                    "weight_decay": either(one_of("auto"), number(0)),
-                    "criterion": one_of(*Numbers.criteria),
-                },
-                {"chosen_decay": number(0)},
-            ),
+            "plan": record(_plan | {"criterion": one_of(*Numbers.criteria)}, _plan_may_lack),
         }
     ),
     to_parts=_regressor_parts,
