@@ -10,6 +10,7 @@ from .features import PretrainedImageFeatures
 from .files.container import FileFormatError, NotSavableError
 from .files.saving import MissingWeightsError, load
 from .images.errors import UnreadableImagesError, UnreadableImageWarning
+from .images.preprocessing import Recipe
 from .model.adapt import DomainShiftWarning, NoDomainShiftWarning
 from .parallel import data_parallel
 from .regressor import PretrainedImageRegressor
@@ -24,6 +25,7 @@ __all__ = [
     "PretrainedImageClassifier",
     "PretrainedImageFeatures",
     "PretrainedImageRegressor",
+    "Recipe",
     "UnreadableImageWarning",
     "UnreadableImagesError",
     "data_parallel",

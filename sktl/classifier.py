@@ -140,11 +140,19 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         Height and width in pixels at which the network sees the images, one number where they are
         the same. None is what its weights were trained with. Most convolutional networks take a
         height and a width that differ; vision transformers don't.
-    resize_mode : {"crop", "squash", "pad"}, default="squash"
+    resize_mode : {"auto", "crop", "squash", "pad"}, default="auto"
         What becomes of a picture whose shape isn't that of `image_size`. "crop" resizes it until it
         covers somewhat more than that, and cuts out the centre; what lies at the ends is lost.
         "squash" resizes all of it to that shape. "pad" resizes all of it to fit in, and fills what
-        is left with the mean colour.
+        is left with the mean colour. "auto" is that of `preprocessing` where this is given, else
+        "squash".
+    preprocessing : Recipe, object, dict or None, default=None
+        The size, interpolation, mean and deviation by which pictures are prepared: a
+        :class:`sktl.Recipe`; weights of torchvision or their ``transforms()``, or a Compose of its
+        transforms for evaluation; a data configuration of timm, a ``preprocess_cfg`` of open_clip,
+        or an image processor of transformers, as objects or dicts. None is what comes with the
+        network, or else, with a warning, what most networks of ImageNet take. `image_size` and
+        `resize_mode` go before it.
     image_shape : tuple of int or None, default=None
         Shape of the image in a row of two-dimensional X, (h, w), (h, w, c) or (c, h, w). None
         takes it from the width where that can be told.
@@ -283,7 +291,8 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         n_iter_no_change: int = 5,
         warm_start: bool = False,
         image_size: Any = None,
-        resize_mode: str = "squash",
+        resize_mode: str = "auto",
+        preprocessing: Any = None,
         image_shape: Any = None,
         pixel_range: Any = None,
         bands: Any = None,
@@ -328,6 +337,7 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         self.warm_start = warm_start
         self.image_size = image_size
         self.resize_mode = resize_mode
+        self.preprocessing = preprocessing
         self.image_shape = image_shape
         self.pixel_range = pixel_range
         self.bands = bands

@@ -76,7 +76,7 @@ class PretrainedImageRegressor(RegressorMixin, ImagePredictor):
     backbone, weights, freeze, pooling, dropout, augment, n_views, mixup, cutmix, lr, backbone_lr, \
 layer_decay, schedule, warmup, unfreeze, max_epochs, batch_size, accumulation_steps, \
 max_grad_norm, ema_decay, validation_fraction, n_iter_no_change, warm_start, image_size, \
-resize_mode, image_shape, pixel_range, bands, cache, precision, device, n_jobs, on_error, \
+resize_mode, preprocessing, image_shape, pixel_range, bands, cache, precision, device, n_jobs, on_error, \
 callbacks, random_state, verbose
         See :class:`PretrainedImageClassifier`. Predictions for files that can't be read are NaN.
 
@@ -162,7 +162,8 @@ callbacks, random_state, verbose
         n_iter_no_change: int = 5,
         warm_start: bool = False,
         image_size: Any = None,
-        resize_mode: str = "squash",
+        resize_mode: str = "auto",
+        preprocessing: Any = None,
         image_shape: Any = None,
         pixel_range: Any = None,
         bands: Any = None,
@@ -205,6 +206,7 @@ callbacks, random_state, verbose
         self.warm_start = warm_start
         self.image_size = image_size
         self.resize_mode = resize_mode
+        self.preprocessing = preprocessing
         self.image_shape = image_shape
         self.pixel_range = pixel_range
         self.bands = bands

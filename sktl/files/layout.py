@@ -22,7 +22,7 @@ from ..compat import OUTPUT_CONFIG
 from ..hardware import PRECISIONS
 from ..images.bands import Band, BandChoice
 from ..images.kinds import CHANNELS
-from ..images.preprocessing import RESIZE_MODES, Size, as_size, height_width
+from ..images.preprocessing import RECIPE_MODES, Recipe, Size, as_size, height_width
 from ..model.adapt import METHODS
 from ..training.heads import HEADS, ONE_LAYER
 from ..training.optimization import OPTIMIZERS, SCHEDULES, UNFREEZING
@@ -287,8 +287,18 @@ _recipe = record(
         "std": tuple_of(number(1e-6, 1e6), 3),
         "antialias": flag,
     },
-    {"resize_mode": one_of(*RESIZE_MODES)},  # older files are of "crop"
+    {"resize_mode": one_of(*RECIPE_MODES)},  # older files are of "crop"
 )
+
+
+def _recipe_of_parameter(value: Any, where: str) -> Recipe:
+    found = _recipe(value, where)
+    try:
+        return Recipe(**found)
+    except ValueError as error:
+        raise FileFormatError(f"{where}: {error}") from error
+
+
 _dtype = one_of("float32", "float16")
 _pooling = one_of("auto", "avg", "flatten")
 _share = number(0, 1, below=True)
@@ -339,6 +349,7 @@ _parameters = {
     "image_shape": optional(tuple_of(integer(1, 2**20), 2, 3)),
     "image_size": optional(_size(2**31)),
     "pixel_range": optional(tuple_of(number(), 2)),
+    "preprocessing": optional(_recipe_of_parameter),
     "bands": optional(either(one_of("all"), _bands)),
     "cache": one_of("memory", None),
     "device": _device,

@@ -40,6 +40,7 @@ from ..training.targets import KINDS, Target
 FORMAT = 2
 # What versions did that lacked a parameter, where its default is something else.
 BEFORE = {"resize_mode": "crop"}
+_RECIPE = "sktl.Recipe"  # the key of a dict that stands for one
 _LOCAL = ("<lambda>", "<locals>")
 _RENAMED = {"valid_accuracy": "valid_acc"}  # columns of a history
 # What a callback may have kept of a training run.
@@ -354,6 +355,8 @@ class Packer:
 def _pack(name: str, value: Any) -> Any:
     if name == "callbacks":
         return _without_traces(value)
+    if isinstance(value, Recipe):
+        return {_RECIPE: to_settings(value)}
     if isinstance(value, nn.Module):
         on_cpu = all(t.device.type == "cpu" for t in named_tensors(value).values())
         return value if on_cpu else copy.deepcopy(value).cpu()
@@ -427,4 +430,6 @@ def refuse_what_needs_pickle(state: Stored) -> None:
 
 def unpack(value: Any) -> Any:
     """Undo :class:`Packer`."""
+    if isinstance(value, dict) and value.keys() == {_RECIPE}:
+        return Recipe(**value[_RECIPE])
     return value.__dict__.get("carried", value) if isinstance(value, FunctionType) else value
