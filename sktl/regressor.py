@@ -76,8 +76,8 @@ class PretrainedImageRegressor(RegressorMixin, ImagePredictor):
     backbone, weights, freeze, pooling, dropout, augment, n_views, mixup, cutmix, lr, backbone_lr, \
 layer_decay, schedule, warmup, unfreeze, max_epochs, batch_size, accumulation_steps, \
 max_grad_norm, ema_decay, validation_fraction, n_iter_no_change, warm_start, image_size, \
-resize_mode, preprocessing, image_shape, pixel_range, bands, cache, precision, device, n_jobs, on_error, \
-callbacks, random_state, verbose
+resize_mode, preprocessing, image_shape, pixel_range, bands, cache, precision, device, n_jobs, \
+on_error, callbacks, random_state, verbose
         See :class:`PretrainedImageClassifier`. Predictions for files that can't be read are NaN.
 
     Attributes
