@@ -290,11 +290,17 @@ def test_every_parameter_is_on_its_page():
     assert not missing, f"say in PARAMETERS of docs/site_pages.py what these serve: {missing}"
     assert not gone, f"take these out of PARAMETERS of docs/site_pages.py: {gone}"
     assert len(listed) == len(set(listed))
-    for estimator in (sktl.PretrainedImageClassifier, sktl.PretrainedImageFeatures):
+    for estimator in (
+        sktl.PretrainedImageClassifier,
+        sktl.PretrainedImageRegressor,
+        sktl.PretrainedImageFeatures,
+    ):
         assert set(estimator().get_params()) <= set(known)
     text = ["GROUPS"]
     site_pages.rewrite_links("parameters", text)
-    rows = dict(re.findall(r"^\| `(\w+)` \| `(.*?)` \| [^|]+ \| \w+ \|$", text[0], re.MULTILINE))
+    rows = dict(
+        re.findall(r"^\| `(\w+)` \| `(.*?)` \| [^|]+ \| [\w, ]+ \|$", text[0], re.MULTILINE)
+    )
     assert sorted(rows) == sorted(known)
     assert rows["backbone"] == '"efficientnet_lite0"'
     assert rows["weight_decay"] == repr(sktl.PretrainedImageClassifier().weight_decay)
