@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import fnmatch
 import inspect
@@ -18,6 +17,7 @@ from torchvision.models import WeightsEnum
 from ..images.preprocessing import Size, height_width
 from ..messages import shown
 from .efficientnet_lite import efficientnet_lite0
+from .given import plain_copy
 from .hubs import TIMM, build_from_hub, check_hub_name, is_of_hub, timm_names
 
 EMBEDDED = "efficientnet_lite0"
@@ -124,7 +124,7 @@ class Architecture:
             If the network can't be built for this image size.
         """
         if isinstance(self.source, nn.Module):
-            return _copy_to_cpu(self.source)
+            return plain_copy(self.source)
         if is_of_hub(self.source):
             return build_from_hub(str(self.source), self.image_size, pretrained=False)
         if str(self.source).startswith("vit_") and not isinstance(self.image_size, int):
@@ -154,11 +154,6 @@ def _torchvision_builder(name: str) -> Callable[..., nn.Module]:
     return build
 
 
-def _copy_to_cpu(module: nn.Module) -> nn.Module:
-
-    return copy.deepcopy(module).cpu()
-
-
 def _call(factory: Callable[[], nn.Module]) -> nn.Module:
     try:
         inspect.signature(factory).bind()
@@ -174,7 +169,7 @@ def _call(factory: Callable[[], nn.Module]) -> nn.Module:
         raise TypeError(
             f"The backbone callable must return a torch.nn.Module, got {type(module).__name__}."
         )
-    return _copy_to_cpu(module)
+    return plain_copy(module)
 
 
 class _NoInitialisation(TorchFunctionMode):

@@ -167,6 +167,15 @@ def test_random_weights_of_timm_are_the_same_in_each_fit(tmp_path):
         sktl.load(tmp_path / "model.sktl")
 
 
+def test_a_network_that_makes_tensors_in_forward_is_saved(tmp_path):
+    features = PretrainedImageFeatures(
+        "timm/eva02_tiny_patch14_224", weights=None, image_size=28, cache=None
+    )
+    expected = features.fit_transform(X)
+    features.save(tmp_path / "model.sktl")
+    np.testing.assert_array_equal(sktl.load(tmp_path / "model.sktl").transform(X), expected)
+
+
 def test_a_package_that_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match=r"pip install sktl\[timm\]"):
