@@ -63,7 +63,8 @@ MODULES = {
         "images.augmentation images"
     ),
     "Backbones: Networks, their weights, and where they can be cut.": (
-        "backbones.efficientnet_lite backbones.registry backbones.weights "
+        "backbones.efficientnet_lite backbones.given backbones.hubs backbones.registry "
+        "backbones.weights "
         "backbones.shaped_trace backbones.graph backbones.from_transformers "
         "backbones.classifier backbones.stages backbones.split backbones"
     ),

@@ -46,8 +46,9 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
     Parameters
     ----------
     backbone : str, torch.nn.Module or callable, default="efficientnet_lite0"
-        A name of :func:`sktl.list_backbones`, a network, or what returns one. The default's
-        ImageNet weights are installed with sktl, so it needs no network connection.
+        A name of :func:`sktl.list_backbones`, "timm/<name>", "hf/<repository>" of Hugging Face's
+        hub, a network, or what returns one. The default's ImageNet weights are installed with sktl,
+        so it needs no network connection.
     weights : str, path, torchvision WeightsEnum or None, default="DEFAULT"
         Weights by torchvision's names, the path of a state dict (.pth or .safetensors), or
         None for random ones. A module keeps its own.

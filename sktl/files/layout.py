@@ -17,7 +17,7 @@ import torch
 from sklearn.utils import Bunch
 from torch import Tensor, nn
 
-from ..backbones import Backbone, list_backbones
+from ..backbones import Backbone, check_name
 from ..compat import OUTPUT_CONFIG
 from ..hardware import PRECISIONS
 from ..images.bands import Band, BandChoice
@@ -150,8 +150,11 @@ def _to_cell(name: str, value: Any) -> Any:
 
 
 def _backbone_name(value: Any, where: str) -> str:
-    known = list_backbones()
-    return text(value, where) if value in known else refuse(value, where, "a name that sktl knows")
+    try:
+        check_name(text(value, where))
+    except (ValueError, ImportError) as error:
+        raise FileFormatError(f"{where} must be a name that sktl knows. {error}") from error
+    return str(value)
 
 
 def _one_or_several(reader: Reader) -> Reader:
