@@ -59,10 +59,12 @@ MODULES = {
     ),
     "Images: From what X is to uint8 pixels, and on to what a network was trained on.": (
         "images.errors images.bands images.depth images.orientation images.jpeg images.decoding "
-        "images.kinds images.format images.reading images.preprocessing images.augmentation images"
+        "images.kinds images.format images.reading images.preprocessing images.descriptions "
+        "images.augmentation images"
     ),
     "Backbones: Networks, their weights, and where they can be cut.": (
-        "backbones.efficientnet_lite backbones.registry backbones.weights backbones.graph "
+        "backbones.efficientnet_lite backbones.registry backbones.weights "
+        "backbones.shaped_trace backbones.graph backbones.from_transformers "
         "backbones.classifier backbones.stages backbones.split backbones"
     ),
     "Cache: Features by image content.": (
@@ -73,9 +75,10 @@ MODULES = {
         "frozen.prefix frozen"
     ),
     "Suffix and head: From features to logits.": (
-        "training.heads training.newton training.solutions training.optimization "
-        "training.batches training.depthwise training.averaging training.suffix training.steps "
-        "training.net training.progress training.epochs training"
+        "training.heads training.newton training.selection training.ridge training.targets "
+        "training.solutions "
+        "training.optimization training.batches training.depthwise training.averaging "
+        "training.suffix training.steps training.net training.progress training.epochs training"
     ),
     "Model: Backbone, suffix and head together, and what can be done with them.": (
         "model.joined model.alignment model.fit model.adapt model.explain "
@@ -84,7 +87,9 @@ MODULES = {
     "Files: What a fitted estimator is on the disk.": (
         "files.container files.readers files.state files.layout files.saving files"
     ),
-    "Estimators: Scikit-learn's face.": "datasets summary base features labels classifier",
+    "Estimators: Scikit-learn's face.": (
+        "datasets summary base features labels predictor classifier regressor"
+    ),
     "Plots: Scikit-learn's displays, of what fitted estimators know.": (
         "plotting.drawing plotting.pictures plotting.training_curve plotting.freeze_search "
         "plotting.predictions plotting.confusion plotting.explanations plotting.feature_map "
@@ -95,8 +100,8 @@ MODULES = {
 # What the estimators' parameters serve; a test tells which are missing here.
 PARAMETERS = {
     "Data: What the images are, and how they are varied and weighted.": (
-        "image_size resize_mode image_shape pixel_range bands on_error augment n_views mixup "
-        "cutmix class_weight"
+        "image_size resize_mode preprocessing image_shape pixel_range bands on_error augment "
+        "n_views mixup cutmix class_weight"
     ),
     "Network: Where the features come from.": "backbone weights freeze stage pooling dtype",
     "Head: What is put on the network, and what it minimizes.": (

@@ -10,8 +10,10 @@ from .features import PretrainedImageFeatures
 from .files.container import FileFormatError, NotSavableError
 from .files.saving import MissingWeightsError, load
 from .images.errors import UnreadableImagesError, UnreadableImageWarning
+from .images.preprocessing import Recipe
 from .model.adapt import DomainShiftWarning, NoDomainShiftWarning
 from .parallel import data_parallel
+from .regressor import PretrainedImageRegressor
 from .version import __version__ as __version__
 
 __all__ = [
@@ -22,6 +24,8 @@ __all__ = [
     "NotSavableError",
     "PretrainedImageClassifier",
     "PretrainedImageFeatures",
+    "PretrainedImageRegressor",
+    "Recipe",
     "UnreadableImageWarning",
     "UnreadableImagesError",
     "data_parallel",

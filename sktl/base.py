@@ -42,6 +42,7 @@ from .hardware import (
     is_out_of_memory,
     warn_if_emulated,
 )
+from .images.descriptions import read_recipe
 from .images.errors import UnreadableImagesError, UnreadableImageWarning, name_files
 from .images.format import ImageFormat, learn_format
 from .images.kinds import kind_of, looks_like_one_picture, one_picture_message
@@ -66,7 +67,7 @@ class ImageEstimator(BaseEstimator):
         "weights": [str, os.PathLike, WeightsEnum, None],
         "pooling": [StrOptions({"auto", "avg", "flatten"})],
         "image_size": [Interval(Integral, 2, None, closed="left"), tuple, list, None],
-        "resize_mode": [StrOptions(set(RESIZE_MODES))],
+        "resize_mode": [StrOptions({"auto", *RESIZE_MODES})],
         "image_shape": [tuple, list, None],
         "pixel_range": [tuple, list, None],
         "bands": [tuple, list, StrOptions({"all"}), None],
@@ -183,6 +184,7 @@ class ImageEstimator(BaseEstimator):
             seed,
             partial(recall_stages, cache),
             self.resize_mode,
+            self.preprocessing,
         )
         remember_stages(cache, backbone)
         return backbone
@@ -254,6 +256,8 @@ class ImageEstimator(BaseEstimator):
         """Check all parameters, as scikit-learn's method of this name does."""
         parameters = self.get_params(deep=False)
         check_parameters(parameters, self._parameter_constraints, type(self).__name__)
+        if self.preprocessing is not None:
+            read_recipe(self.preprocessing)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

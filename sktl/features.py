@@ -57,7 +57,9 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
     dtype : {np.float32, np.float16, "float32", "float16"}, default=np.float32
         Of the features. float16 takes half the memory, and has three to four digits; features
         beyond its range, 65504, are an error.
-    image_size, resize_mode, image_shape, pixel_range, bands, cache, precision, device, n_jobs
+    image_size, resize_mode, preprocessing, image_shape, pixel_range, bands
+        See :class:`PretrainedImageClassifier`.
+    cache, precision, device, n_jobs
         See :class:`PretrainedImageClassifier`.
     on_error : {"raise", "skip"}, default="raise"
         What to do with files that can't be read. "raise" is an error that names them all, "skip" a
@@ -106,7 +108,8 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
         pooling: Any = "auto",
         dtype: Any = np.float32,
         image_size: Any = None,
-        resize_mode: str = "squash",
+        resize_mode: str = "auto",
+        preprocessing: Any = None,
         image_shape: Any = None,
         pixel_range: Any = None,
         bands: Any = None,
@@ -124,6 +127,7 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
         self.dtype = dtype
         self.image_size = image_size
         self.resize_mode = resize_mode
+        self.preprocessing = preprocessing
         self.image_shape = image_shape
         self.pixel_range = pixel_range
         self.bands = bands

@@ -14,19 +14,21 @@ from typing import Any, TypeAlias
 import xxhash
 from torch import nn
 
-from ..images.preprocessing import Normalize, Recipe, Size
+from ..images.descriptions import read_recipe, recipe_of_module
+from ..images.preprocessing import Normalize, Recipe, Size, in_pixels
 from ..messages import shown
 from ..randomness import seeded
 from ..version import __version__
 from .efficientnet_lite import pad_same
+from .from_transformers import as_network, own_module
 from .registry import EMBEDDED, Architecture, check_name, default_weights, list_backbones
 from .split import CutNetwork, OpaqueNetwork, Pool, Pooling, Splitter, make_splitter, spatial_axes
 from .weights import (
+    IMAGENET_RECIPE,
+    Adjustment,
     WeightsSource,
-    adjusted,
     find_weights,
     load_weights,
-    recipe_of_module,
 )
 
 __all__ = [
@@ -265,6 +267,7 @@ def load_backbone(
     seed: int | None = None,
     recall: Callable[[bytes], tuple[str, ...] | None] | None = None,
     resize_mode: str = "crop",
+    preprocessing: Any = None,
 ) -> Backbone:
     """Build a network, give it its weights and find its stages.
 
@@ -281,8 +284,11 @@ def load_backbone(
     recall : callable or None, default=None
         Gives the names of the stages of a backbone with this `identity`, if they are known from
         before; the network is then loaded only when it is needed.
-    resize_mode : {"crop", "squash", "pad"}, default="crop"
-        See :class:`sktl.images.preprocessing.Recipe`.
+    resize_mode : {"auto", "crop", "squash", "pad"}, default="crop"
+        See :class:`sktl.images.preprocessing.Recipe`. "auto" is that of `preprocessing`, or else
+        "squash".
+    preprocessing : object, default=None
+        See :func:`sktl.images.descriptions.read_recipe`; None is what comes with the network.
 
     Returns
     -------
@@ -305,9 +311,12 @@ def load_backbone(
             "backbone must be a name, a torch.nn.Module or a callable that returns one, got "
             f"{shown(backbone)}."
         )
-    source = adjusted(find_weights(backbone, weights), image_size, resize_mode)
+    given = None if preprocessing is None else read_recipe(preprocessing)
+    adjust = Adjustment(given, image_size, resize_mode)
+    source = find_weights(backbone, weights)
+    source = replace(source, recipe=adjust(source.recipe))
     if not isinstance(backbone, str) or source.read is None:
-        return _load_now(backbone, source, image_size, seed)
+        return _load_now(backbone, source, adjust, seed)
     identity = _identity(backbone, source)
     key = (identity, source.address)
     with _lock:
@@ -329,20 +338,19 @@ def _identity(backbone: str, source: WeightsSource) -> bytes:
 
 def _load_later(backbone: str, source: WeightsSource, identity: bytes) -> Backbone:
     architecture = Architecture(backbone, source.recipe.crop, transform_input=True)
-    read = source.read or dict
 
     def load() -> Splitter:
         if _identity(backbone, source) != identity:
             raise OSError(f"{source.name} has changed since it was first used. Fit again.")
         splitter = _prepare(architecture.build(initialise=False), source.recipe.crop)
-        load_weights(splitter.network, read(), splitter.classifiers, source.name)
+        _load_weights(splitter, source)
         return splitter
 
     return Backbone(architecture, source.recipe, load, identity)
 
 
 def _load_now(
-    backbone: Any, source: WeightsSource, image_size: Size | None, seed: int | None
+    backbone: Any, source: WeightsSource, adjust: Adjustment, seed: int | None
 ) -> Backbone:
     """Load what only the network itself can tell apart: modules, callables, random weights."""
     pretrained = source.read is not None
@@ -350,26 +358,39 @@ def _load_now(
     with seeded(seed):
         network = architecture.build(initialise=not pretrained)
     recipe = source.recipe
-    if not isinstance(backbone, str) and (own := recipe_of_module(network)) is not None:
-        _warn_of_crop(network, own, recipe.resize_mode)
-        own = replace(own, resize_mode=recipe.resize_mode)
-        recipe = own if image_size is None else own.at(image_size)
+    if not isinstance(backbone, str):
+        recipe = adjust(_recipe_that_comes_with(network, adjust))
         architecture = replace(architecture, image_size=recipe.crop)
     splitter = _prepare(network, recipe.crop)
     if source.read is not None:
-        load_weights(network, source.read(), splitter.classifiers, source.name)
+        _load_weights(splitter, source)
     return _loaded_backbone(architecture, recipe, splitter)
 
 
-def _warn_of_crop(network: nn.Module, own: Recipe, resize_mode: str) -> None:
-    """Say that cropping isn't what the weights were evaluated with, as it is with most."""
-    if resize_mode == "crop" and own.resize_mode != "crop":
+def _recipe_that_comes_with(network: nn.Module, adjust: Adjustment) -> Recipe:
+    """The preprocessing that a network brings, or else ImageNet's, with a warning."""
+    if adjust.given is not None:
+        return adjust.given
+    own = recipe_of_module(network)
+    if own is None:
+        own, name = IMAGENET_RECIPE, type(network).__name__
+        size = in_pixels(own.crop if adjust.image_size is None else adjust.image_size)
         warnings.warn(
-            f'The weights of {type(network).__name__} were evaluated on whole pictures, and "crop" '
-            f"cuts their edges off. resize_mode={own.resize_mode!r} prepares them as then.",
+            f"{name} brings no preprocessing, so pictures are prepared as for most networks of "
+            f"ImageNet: {size}, mean {own.mean}, deviation {own.std}. Pass as preprocessing what "
+            "its weights were trained with, or sktl.Recipe() if it is this.",
             UserWarning,
             stacklevel=2,
         )
+    if adjust.resize_mode == "crop" and own.resize_mode != "crop":
+        mode = "pad" if own.resize_mode == "pad" else "squash"
+        warnings.warn(
+            f"The weights of {type(network).__name__} were evaluated on whole pictures, and "
+            f'"crop" cuts their edges off. resize_mode={mode!r} keeps them.',
+            UserWarning,
+            stacklevel=2,
+        )
+    return own
 
 
 def _loaded_backbone(
@@ -380,7 +401,17 @@ def _loaded_backbone(
 
 def _prepare(network: nn.Module, image_size: Size) -> Splitter:
     network.requires_grad_(False).eval()
-    return make_splitter(network, image_size)
+    return make_splitter(as_network(network, image_size), image_size)
+
+
+def _load_weights(splitter: Splitter, source: WeightsSource) -> None:
+    assert source.read is not None
+    network = splitter.network
+    own = own_module(network)
+    paths = splitter.classifiers
+    if own is not network:
+        paths = tuple(path.removeprefix("model.") for path in paths)
+    load_weights(own, source.read(), paths, source.name)
 
 
 def rebuild_backbone(

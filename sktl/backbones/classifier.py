@@ -190,8 +190,8 @@ def expose_features(
 
 
 def gives_embeddings(network: nn.Module) -> bool:
-    """Whether it is a tower of open_clip, whose last layer projects and classifies nothing."""
-    return hasattr(network, "preprocess_cfg")
+    """Whether its last layer projects and classifies nothing, as in a tower of open_clip."""
+    return hasattr(network, "preprocess_cfg") or bool(getattr(network, "gives_embeddings", False))
 
 
 def _paths(layer: fx.Node) -> list[str]:

@@ -22,6 +22,7 @@ import torchvision.ops
 from torch import fx, nn
 
 from ..images.preprocessing import Size, height_width, in_pixels
+from .shaped_trace import ShapedProxy, Values, forget_devices
 
 # Their forward asks for `self.training`, which tracing would freeze into the graph.
 # A linear layer is one whatever its forward looks like; only so a classifier is known.
@@ -45,11 +46,14 @@ class Whole:
     paths : frozenset of str
         Of modules.
     functions : tuple of callable
+    with_sizes : bool
+        Whether the trace knows the sizes of tensors; see :mod:`sktl.backbones.shaped_trace`.
     """
 
     classes: tuple[type[nn.Module], ...] = ()
     paths: frozenset[str] = frozenset()
     functions: tuple[Callable[..., Any], ...] = ()
+    with_sizes: bool = False
 
 
 class _Tracer(fx.Tracer):
@@ -100,6 +104,39 @@ class _Tracer(fx.Tracer):
             or module_qualified_name in self._whole.paths
             or super().is_leaf_module(m, module_qualified_name)
         )
+
+
+class _ShapedTracer(_Tracer):
+    """Know the sizes of the values that it records."""
+
+    def __init__(self, whole: Whole, network: nn.Module, image_size: Size) -> None:
+        super().__init__(whole)
+        self.values = Values(_without_values(network), height_width(image_size))
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        if self.values.busy:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self.values.busy:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return ShapedProxy(node, self)
+
+    def create_proxy(self, kind: str, *args: Any, **kwargs: Any) -> fx.Proxy:
+        proxy = super().create_proxy(kind, *args, **kwargs)
+        if kind != "output":
+            self.values[proxy.node]  # what isn't possible shows at once
+        return proxy
 
 
 @dataclass(frozen=True)
@@ -161,18 +198,18 @@ def trace(network: nn.Module, image_size: Size) -> NetworkGraph:
     """
     was_training = network.training
     try:
-        train, graph = _trace_both(network)
+        train, graph = _trace_both(network, image_size)
     finally:
         network.train(was_training)
     return _analyse(network, train, graph, image_size)
 
 
-def _trace_both(network: nn.Module) -> tuple[fx.Graph, fx.Graph]:
+def _trace_both(network: nn.Module, image_size: Size) -> tuple[fx.Graph, fx.Graph]:
     first: NotTraceableError | None = None
     for whole in _ways(network):
         try:
-            train = _trace_mode(network.train(), whole)
-            return train, _trace_mode(network.eval(), whole)
+            train = _trace_mode(network.train(), whole, image_size)
+            return train, _trace_mode(network.eval(), whole, image_size)
         except NotTraceableError as error:
             first = first or error
     assert first is not None
@@ -185,9 +222,13 @@ def _ways(network: nn.Module) -> Iterator[Whole]:
     known = _known_to_timm(network)
     if known is not None:
         yield known
+    yield Whole(with_sizes=True)
+    if known is not None:
+        yield replace(known, with_sizes=True)
     blocks = _repeated_blocks(network)
     if blocks:
         yield Whole(paths=blocks)
+        yield Whole(paths=blocks, with_sizes=True)
         if known is not None:
             yield replace(known, paths=blocks)
 
@@ -325,10 +366,15 @@ def give_out(
     return _analyse(network, graph.train, graph.eval, image_size)
 
 
-def _trace_mode(network: nn.Module, whole: Whole) -> fx.Graph:
+def _trace_mode(network: nn.Module, whole: Whole, image_size: Size) -> fx.Graph:
     try:
         with _one_at_a_time:  # two would put each other's changes back
-            graph = _Tracer(whole).trace(network, _defaults(network.forward))
+            tracer = (
+                _ShapedTracer(whole, network, image_size) if whole.with_sizes else _Tracer(whole)
+            )
+            graph = tracer.trace(network, _defaults(network.forward))
+            if whole.with_sizes:
+                forget_devices(graph)
     except Exception as error:  # torch.fx raises whatever the forward method raises on a proxy
         raise NotTraceableError(f"{type(error).__name__}: {error}") from error
     if any(not node.users and writes_in_place(network, node) for node in graph.nodes):
@@ -437,9 +483,7 @@ def _values(network: nn.Module, graph: fx.Graph, image_size: Size, n: int) -> di
     module = fx.GraphModule(network.eval(), graph)
     shape = (n, 3, *height_width(image_size))
     try:
-        # deepcopy takes what the memo holds, so no weight is copied.
-        memo = {id(t): _to_meta(t) for t in (*module.parameters(), *module.buffers())}
-        return _record(copy.deepcopy(module, memo), graph, torch.empty(shape, device="meta"))
+        return _record(_without_values(module), graph, torch.empty(shape, device="meta"))
     except Exception:
         try:
             return _record(module, graph, torch.zeros(shape))
@@ -472,6 +516,13 @@ def refuse_images(network: nn.Module, image_size: Size, error: Exception) -> NoR
         f"The network can't take images of {in_pixels(image_size)} "
         f"({type(error).__name__}: {_first_line(error)}). Choose another image_size."
     ) from error
+
+
+def _without_values(module: fx.GraphModule | nn.Module) -> Any:
+    """A copy on the meta device, which computes shapes and nothing else."""
+    # deepcopy takes what the memo holds, so no weight is copied.
+    memo = {id(t): _to_meta(t) for t in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, memo)
 
 
 def _to_meta(tensor: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import difflib
 import functools
 import os
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from ..images.preprocessing import Recipe, Size, as_size, height_width
+from ..images.preprocessing import Recipe, Size
 from ..messages import shown
 from . import efficientnet_lite
 from .registry import EMBEDDED, default_weights
@@ -27,7 +27,7 @@ _FILE_ENDINGS = (".pth", ".pt", ".bin", ".safetensors")
 # Auxiliary classifiers serve training from scratch only; sktl builds networks without them.
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 _SHOWN = 10
-IMAGENET_RECIPE = Recipe(256, 224, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET_RECIPE = Recipe()
 
 
 @dataclass(frozen=True)
@@ -119,51 +119,6 @@ def _own_recipe(backbone: Any) -> Recipe:
     if isinstance(backbone, str):
         return Recipe.from_transforms(default_weights(backbone).transforms())
     return IMAGENET_RECIPE
-
-
-def recipe_of_module(module: nn.Module) -> Recipe | None:
-    """Read the preprocessing that timm and open_clip keep with their networks, if there is one.
-
-    Its `resize_mode` is the one that the weights were evaluated with.
-    """
-    for name, read in (("pretrained_cfg", _recipe_of_timm), ("preprocess_cfg", _recipe_of_clip)):
-        config = getattr(module, name, None)
-        if isinstance(config, Mapping) and {"mean", "std"} <= config.keys():
-            return read(config)
-    return None
-
-
-_CROP_MODES = {"squash": "squash", "border": "pad"}  # of timm
-_CLIP_MODES = {"squash": "squash", "longest": "pad"}  # of open_clip
-
-
-def _recipe_of_timm(config: Mapping[str, Any]) -> Recipe | None:
-    if "input_size" not in config:
-        return None
-    crop = as_size(config["input_size"][-2:])
-    sides = tuple(max(n, int(n / (config.get("crop_pct") or 0.875))) for n in height_width(crop))
-    return Recipe(
-        as_size(sides),
-        crop,
-        config.get("interpolation") or "bicubic",
-        tuple(config["mean"]),
-        tuple(config["std"]),
-        resize_mode=_CROP_MODES.get(config.get("crop_mode") or "", "crop"),
-    )
-
-
-def _recipe_of_clip(config: Mapping[str, Any]) -> Recipe | None:
-    if "size" not in config:
-        return None
-    size = as_size(config["size"])
-    return Recipe(
-        size,
-        size,
-        config.get("interpolation") or "bicubic",
-        tuple(config["mean"]),
-        tuple(config["std"]),
-        resize_mode=_CLIP_MODES.get(config.get("resize_mode") or "", "crop"),
-    )
 
 
 def _embedded_source(weights: Any) -> WeightsSource:
@@ -314,7 +269,29 @@ def _fit_image_size(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[st
     return dict(interpolate_embeddings(side * patch, patch, dict(state)))
 
 
-def adjusted(source: WeightsSource, image_size: Size | None, resize_mode: str) -> WeightsSource:
-    """The same weights for images of another size, or brought to it in another way."""
-    recipe = source.recipe if image_size is None else source.recipe.at(image_size)
-    return replace(source, recipe=replace(recipe, resize_mode=resize_mode))
+@dataclass(frozen=True)
+class Adjustment:
+    """What the parameters of an estimator make of the preprocessing that a network brings.
+
+    Parameters
+    ----------
+    given : Recipe or None
+        Takes its place.
+    image_size : int, (int, int) or None
+        Height and width of the images in pixels; None is the recipe's own.
+    resize_mode : {"auto", "crop", "squash", "pad"}
+        "auto" is that of `given`, or else "squash".
+    """
+
+    given: Recipe | None
+    image_size: Size | None
+    resize_mode: str
+
+    def __call__(self, own: Recipe) -> Recipe:
+        """The recipe that is followed."""
+        recipe, mode = own if self.given is None else self.given, self.resize_mode
+        if mode == "auto":
+            mode = "squash" if self.given is None else recipe.resize_mode
+        if self.image_size is not None:
+            recipe = recipe.at(self.image_size)
+        return replace(recipe, resize_mode=mode)

@@ -23,6 +23,7 @@ from torchvision.models import WeightsEnum
 from ..atomic import Path
 from ..backbones import EMBEDDED, default_weights, list_backbones, load_backbone
 from ..frozen.prefix import named_tensors
+from ..images.descriptions import read_recipe
 from ..images.preprocessing import Recipe
 from ..version import __version__
 from .container import (
@@ -35,7 +36,7 @@ from .container import (
 )
 from .layout import Layout, Tensors, images, plain, scalar, tensors_of
 from .readers import integer, mapping_of, record, text
-from .state import BEFORE, Stored, store_weights
+from .state import BEFORE, Stored, store_weights, to_settings
 
 FORMAT = 1
 _TUPLES = ("bands", "head", "image_shape", "image_size", "pixel_range", "stage")  # parameters
@@ -119,6 +120,8 @@ def _encode(name: str, value: Any) -> Any:
         return None
     if name == "class_weight" and isinstance(value, dict):
         return [[_encode(name, label), _encode(name, weight)] for label, weight in value.items()]
+    if name == "preprocessing" and value is not None:
+        return to_settings(read_recipe(value))
     if name == "dtype" and isinstance(value, type):
         return value.__name__
     if name in _TUPLES and isinstance(value, list | tuple):
@@ -202,7 +205,7 @@ def load(path: Path) -> Any:
 
     Returns
     -------
-    PretrainedImageClassifier or PretrainedImageFeatures
+    PretrainedImageClassifier, PretrainedImageRegressor or PretrainedImageFeatures
 
     Raises
     ------
@@ -329,7 +332,11 @@ def _frozen_again(read: Stored, layout: Layout) -> Tensors:
     weights = read["parameters"]["weights"]
     recipe = Recipe(**model["recipe"])
     backbone = load_backbone(
-        network["name"], weights, network["image_size"], resize_mode=recipe.resize_mode
+        network["name"],
+        weights,
+        network["image_size"],
+        resize_mode=recipe.resize_mode,
+        preprocessing=read["parameters"].get("preprocessing"),
     )
     if backbone.recipe != recipe:
         raise ValueError("they belong to images that are prepared otherwise.")

@@ -35,10 +35,12 @@ from ..model.joined import Model, assemble_net
 from ..randomness import seeded
 from ..training.heads import HeadShape
 from ..training.optimization import TrainingPlan
+from ..training.targets import KINDS, Target
 
 FORMAT = 2
 # What versions did that lacked a parameter, where its default is something else.
 BEFORE = {"resize_mode": "crop"}
+_RECIPE = "sktl.Recipe"  # the key of a dict that stands for one
 _LOCAL = ("<lambda>", "<locals>")
 _RENAMED = {"valid_accuracy": "valid_acc"}  # columns of a history
 # What a callback may have kept of a training run.
@@ -281,6 +283,7 @@ def store_model(model: Model, asked_precision: str, pack: Pack) -> Stored:
         "precision": model.precision,
         "asked_precision": asked_precision,
         "device": str(model.device),
+        "target": {"kind": model.target.kind} | to_settings(model.target),
         "head": head,
         "plan": plan,
         "trained": store_weights(model.net.module_, given),
@@ -290,19 +293,26 @@ def store_model(model: Model, asked_precision: str, pack: Pack) -> Stored:
 
 def restore_model(stored: Stored) -> Model:
     """Build a stored model again; hardware that is not to be had falls back, with a warning."""
-    head = HeadShape(**{k: unpack(v) for k, v in stored["head"].items()})
+    settings = {k: unpack(v) for k, v in stored["head"].items()}
+    n_classes = settings.pop("n_classes", None)  # what older versions call the outputs
+    head = HeadShape(**({} if n_classes is None else {"n_outputs": n_classes}) | settings)
+    target = _target(stored.get("target") or {"kind": "classes", "n_classes": head.n_outputs})
     plan = TrainingPlan(**{k: unpack(v) for k, v in stored["plan"].items()})
     backbone = restore_backbone(stored, plan.seed)
     device = restore_device(stored["device"])
     precision = restore_precision(stored["asked_precision"], stored["precision"], device)
     depth, pooling = stored["depth"], stored["pooling"]
     restore_frozen(backbone, backbone.prefix(depth, pooling), stored)
-    net = assemble_net(backbone, depth, pooling, head, plan, precision, device)
+    net = assemble_net(backbone, depth, pooling, target, head, plan, precision, device)
     restore_weights(net.module_, stored["trained"], _given_tensors(backbone.architecture.source))
     for row in read_rows(stored["history"]):
         net.history.new_epoch()
         net.history[-1].update(row)
-    return Model(backbone, depth, pooling, precision, device, head, plan, net)
+    return Model(backbone, depth, pooling, precision, device, target, head, plan, net)
+
+
+def _target(stored: Stored) -> Target:
+    return KINDS[stored["kind"]](**{k: v for k, v in stored.items() if k != "kind"})
 
 
 def plain_rows(history: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -345,6 +355,8 @@ class Packer:
 def _pack(name: str, value: Any) -> Any:
     if name == "callbacks":
         return _without_traces(value)
+    if isinstance(value, Recipe):
+        return {_RECIPE: to_settings(value)}
     if isinstance(value, nn.Module):
         on_cpu = all(t.device.type == "cpu" for t in named_tensors(value).values())
         return value if on_cpu else copy.deepcopy(value).cpu()
@@ -418,4 +430,6 @@ def refuse_what_needs_pickle(state: Stored) -> None:
 
 def unpack(value: Any) -> Any:
     """Undo :class:`Packer`."""
+    if isinstance(value, dict) and value.keys() == {_RECIPE}:
+        return Recipe(**value[_RECIPE])
     return value.__dict__.get("carried", value) if isinstance(value, FunctionType) else value

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -20,8 +22,12 @@ from .reading import Images, stack_channels_last
 # Height and width in pixels; one number where they are the same.
 Size: TypeAlias = int | tuple[int, int]
 
-# What becomes of a picture whose shape isn't the network's.
+# What becomes of a picture whose shape isn't the network's; the last is for recipes alone.
 RESIZE_MODES = ("crop", "squash", "pad")
+RECIPE_MODES = (*RESIZE_MODES, "squash_crop")
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # The modes that a tensor can be resized with, and how many source pixels each reaches to a side
 # (times the scale, when an antialiased filter shrinks an image).
@@ -37,35 +43,44 @@ _STACK_BYTES = 8 * 2**20
 
 @dataclass(frozen=True)
 class Recipe:
-    """The preparation of images for a network.
+    """How pictures are prepared for a network: brought to its size, and normalised.
 
-    Bring the picture to the network's size, normalise. :meth:`apply` does the first, in uint8;
-    :class:`Normalize` the second, on the network's device.
+    The defaults are those of ImageNet. Pass one as the parameter `preprocessing` of an estimator
+    for a network that doesn't bring its own.
 
     Parameters
     ----------
-    resize : int or (int, int)
-        Of "crop": the size that the resized picture covers, at least `crop`. Of a square, that is
-        the length of its shorter side.
-    crop : int or (int, int)
+    resize : int or (int, int), default=256
+        The size, at least `crop`, to which a picture is resized before it is cropped; "squash" and
+        "pad" don't use it. Of "crop", a picture covers it: one number is the length of its shorter
+        side.
+    crop : int or (int, int), default=224
         The size that the network sees: its side, or its height and width.
-    interpolation : {"nearest", "nearest-exact", "bilinear", "bicubic"}
+    interpolation : {"nearest", "nearest-exact", "bilinear", "bicubic"}, default="bilinear"
         A value of :class:`torchvision.transforms.InterpolationMode`.
     mean, std : tuple of 3 floats
-        What each channel of a [0, 1] image is centred by and divided by.
+        What each channel of a [0, 1] image is centred by and divided by. The default is ImageNet's,
+        (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225).
     antialias : bool, default=True
         Whether shrinking averages over all source pixels (as PIL does) or samples a few.
-    resize_mode : {"crop", "squash", "pad"}, default="crop"
+    resize_mode : {"crop", "squash", "pad", "squash_crop"}, default="crop"
         "crop" cuts the centre out of a picture that covers `resize`, as most weights were
         evaluated. "squash" resizes the whole picture to `crop`, whatever that does to its shape.
-        "pad" resizes it into `crop`, and fills the rest with the mean colour.
+        "pad" resizes it into `crop`, and fills the rest with the mean colour. "squash_crop" resizes
+        the whole picture to `resize`, and cuts out the centre.
+
+    Examples
+    --------
+    >>> from sktl import Recipe
+    >>> Recipe(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)).at(384).resize
+    439
     """
 
-    resize: Size
-    crop: Size
-    interpolation: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    resize: Size = 256
+    crop: Size = 224
+    interpolation: str = "bilinear"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
     antialias: bool = True
     resize_mode: str = "crop"
 
@@ -73,11 +88,15 @@ class Recipe:
         """Refuse a recipe that can't be followed."""
         for name, value, known in (
             ("interpolation", self.interpolation, sorted(REACH)),
-            ("resize_mode", self.resize_mode, RESIZE_MODES),
+            ("resize_mode", self.resize_mode, RECIPE_MODES),
         ):
             if value not in known:
-                raise ValueError(f"{name} must be one of {list(known)}, got {value!r}.")
-        if not all(1 <= c <= r for c, r in zip(self.size, height_width(self.resize), strict=True)):
+                raise ValueError(f"{name} must be one of {list(known)}, got {shown(value)}.")
+        for name in ("resize", "crop"):
+            object.__setattr__(self, name, _checked_sides(name, getattr(self, name)))
+        for name, least in (("mean", -math.inf), ("std", 0.0)):
+            object.__setattr__(self, name, _checked_channels(name, getattr(self, name), least))
+        if any(c > r for c, r in zip(self.size, height_width(self.resize), strict=True)):
             raise ValueError(
                 f"crop must be between 1 and resize={self.resize} pixels, got {self.crop}."
             )
@@ -146,7 +165,12 @@ class Recipe:
 
     def _sides(self) -> tuple[int, int]:
         """The size that pictures are resized to cover, to equal or to fit into."""
-        return height_width(self.resize) if self.resize_mode == "crop" else self.size
+        return height_width(self.resize) if self.cuts else self.size
+
+    @property
+    def cuts(self) -> bool:
+        """Whether the resized picture is larger than what is kept of it."""
+        return self.resize_mode in ("crop", "squash_crop")
 
     def apply(self, images: Tensor | list[Tensor]) -> Tensor:
         """Bring images to the network's size.
@@ -200,7 +224,7 @@ class Recipe:
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """To what height and width a picture is resized, before it is cropped or padded."""
         rows, columns = self._sides()
-        if self.resize_mode == "squash":
+        if self.resize_mode in ("squash", "squash_crop"):
             return rows, columns
         # Which side is kept, and that of the other the fraction is dropped, is as in torchvision.
         is_wide = height * columns <= width * rows
@@ -337,6 +361,28 @@ def checked_size(image_size: Any) -> Size | None:
         "image_size must be a number of pixels or (height, width), each at least 2; "
         f"got {shown(image_size)}."
     )
+
+
+def _checked_sides(name: str, size: Any) -> Size:
+    sides = size if isinstance(size, tuple | list) else (size,) * 2
+    if len(sides) != 2 or not all(isinstance(n, Integral) and int(n) >= 1 for n in sides):
+        raise ValueError(
+            f"{name} must be a number of pixels or (height, width), each at least 1; got "
+            f"{shown(size)}."
+        )
+    return as_size(tuple(sides))
+
+
+def _checked_channels(name: str, values: Any, least: float) -> tuple[float, ...]:
+    """Three finite numbers above `least`, as floats."""
+    three = isinstance(values, Sequence | np.ndarray) and len(values) == 3
+    if not three or not all(isinstance(v, Real) and least < float(v) < math.inf for v in values):
+        above = "" if least else " above 0"
+        raise ValueError(
+            f"{name} must be three numbers{above}, one for each of red, green and blue, got "
+            f"{shown(values)}."
+        )
+    return tuple(map(float, values))
 
 
 def in_pixels(size: Size) -> str:

@@ -65,7 +65,7 @@ class Resize(nn.Module):
         # Lengths are read from tensors, which a trace doesn't take for constants.
         lengths = [pixels[-1] + 1 for pixels in axes]
         # The size to cover, equal or fit into; of squares these are the same.
-        sides = height_width(self.recipe.resize) if self._crops else self.recipe.size
+        sides = height_width(self.recipe.resize) if self.recipe.cuts else self.recipe.size
         resized = self._resized(lengths[0], lengths[1], sides)
         (down, unit_down, rows), (along, unit_along, columns) = (
             self._weights(*axis)
@@ -86,7 +86,7 @@ class Resize(nn.Module):
         """See :meth:`sktl.images.preprocessing.Recipe.resized`."""
         rows, columns = sides
         full = [torch.full_like(height, rows), torch.full_like(width, columns)]
-        if self.recipe.resize_mode == "squash":
+        if self.recipe.resize_mode in ("squash", "squash_crop"):
             return full
         is_wide = height * columns <= width * rows
         keeps_rows = is_wide if self._crops else ~is_wide

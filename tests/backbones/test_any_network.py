@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from sktl import PretrainedImageClassifier, PretrainedImageFeatures
 from sktl.backbones import load_backbone
 from sktl.backbones.split import TracedNetwork, make_splitter
-from sktl.backbones.weights import recipe_of_module
+from sktl.images.descriptions import recipe_of_module
 from sktl.images.preprocessing import Recipe
 
 pytestmark = pytest.mark.core
