@@ -115,7 +115,7 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         "auto" chooses the penalty of a head that is solved for, and the temperature by which its
         logits are divided [5]_, by three-fold cross-validation on the features; also where stages
         that train go on from such a head. For stages, and for a head that takes steps alone, it
-        is 1e-3.
+        is 1e-3. Several labels need a number.
     schedule : {"cosine", "constant", "one_cycle"} or callable, default="cosine"
         How learning rates change from step to step: down to zero by a cosine, not at all, or up
         and down while momentum goes down and up. A callable makes a torch scheduler of the
@@ -484,6 +484,11 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
             raise ValueError(
                 f"The last fit was to {len(self.classes_)} {kind}, and y has {n_labels} columns. "
                 "To begin anew, call fit with warm_start=False."
+            )
+        if self.weight_decay == "auto":
+            raise ValueError(
+                'weight_decay="auto" chooses for classes, but y tells of several labels. Pass a '
+                "number, or search over some with GridSearchCV."
             )
         if self.class_weight is not None and self.criterion not in Indicators.criteria:
             raise ValueError(
