@@ -28,6 +28,7 @@ GUIDE = [
     "fine-tuning",
     "training",
     "transfer",
+    "numbers",
     "parameters",
     "speed",
     "plots",
@@ -48,6 +49,7 @@ EXAMPLES = [
     "find_mislabelled",
     "few_labels",
     "other_source",
+    "pictures_and_numbers",
     "from_keras",
     "score_folder",
 ]

@@ -58,6 +58,7 @@ class ImagePredictionErrorDisplay:
 
     ax_: Any
     figure_: Any
+    images_: list[Any]
     indices_: npt.NDArray[np.int64]
 
     def __init__(
