@@ -8,7 +8,7 @@ import re
 from os.path import normpath, relpath
 from pathlib import Path, PurePosixPath
 
-from sktl import PretrainedImageClassifier, PretrainedImageFeatures
+from sktl import PretrainedImageClassifier, PretrainedImageFeatures, PretrainedImageRegressor
 
 ROOT = Path(__file__).parents[1]
 BACKBONES = ROOT / "benchmarks" / "backbones.csv"
@@ -29,6 +29,7 @@ GUIDE = [
     "training",
     "several-labels",
     "transfer",
+    "numbers",
     "parameters",
     "speed",
     "plots",
@@ -49,6 +50,7 @@ EXAMPLES = [
     "find_mislabelled",
     "few_labels",
     "other_source",
+    "pictures_and_numbers",
     "from_keras",
     "score_folder",
 ]
@@ -64,7 +66,8 @@ MODULES = {
         "images.augmentation images"
     ),
     "Backbones: Networks, their weights, and where they can be cut.": (
-        "backbones.efficientnet_lite backbones.registry backbones.weights "
+        "backbones.efficientnet_lite backbones.given backbones.hubs backbones.registry "
+        "backbones.weights "
         "backbones.shaped_trace backbones.graph backbones.from_transformers "
         "backbones.classifier backbones.stages backbones.split backbones"
     ),
@@ -93,8 +96,8 @@ MODULES = {
     ),
     "Plots: Scikit-learn's displays, of what fitted estimators know.": (
         "plotting.drawing plotting.pictures plotting.training_curve plotting.freeze_search "
-        "plotting.predictions plotting.confusion plotting.explanations plotting.feature_map "
-        "plotting"
+        "plotting.predictions plotting.numbers plotting.confusion plotting.explanations "
+        "plotting.feature_map plotting"
     ),
 }
 
@@ -169,17 +172,23 @@ def parameters() -> dict[str, tuple[str, str, str]]:
         For each name, its default, the first sentence on it in the docstring, and which of the
         estimators has it.
     """
-    estimators = {"classifier": PretrainedImageClassifier, "features": PretrainedImageFeatures}
+    estimators = {
+        "classifier": PretrainedImageClassifier,
+        "regressor": PretrainedImageRegressor,
+        "features": PretrainedImageFeatures,
+    }
     found: dict[str, tuple[str, str, str]] = {}
     for which, estimator in estimators.items():
         told = _first_sentences(inspect.getdoc(estimator) or "")
         for name, parameter in inspect.signature(estimator).parameters.items():
             default = getattr(parameter.default, "__name__", None) or repr(parameter.default)
             if name in found:
-                found[name] = (*found[name][:2], "both")
+                default, text, others = found[name]
+                found[name] = (default, text, f"{others}, {which}")
             else:
                 found[name] = (default.replace("'", '"'), told.get(name, ""), which)
-    return found
+    everywhere = ", ".join(estimators)
+    return {name: (*row[:2], row[2].replace(everywhere, "all")) for name, row in found.items()}
 
 
 def _first_sentences(doc: str) -> dict[str, str]:

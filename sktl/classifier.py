@@ -55,8 +55,9 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
     Parameters
     ----------
     backbone : str, torch.nn.Module or callable, default="efficientnet_lite0"
-        A name of :func:`sktl.list_backbones`, a network, or what returns one. The default's
-        ImageNet weights are installed with sktl, so it needs no network connection.
+        A name of :func:`sktl.list_backbones`, "timm/<name>", "hf/<repository>" of Hugging Face's
+        hub, a network, or what returns one. The default's ImageNet weights are installed with sktl,
+        so it needs no network connection.
     weights : str, path, torchvision WeightsEnum or None, default="DEFAULT"
         Weights by torchvision's names, the path of a state dict (.pth or .safetensors), or
         None for random ones. A module keeps its own.
@@ -110,10 +111,14 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         Learning rate of the last stage that trains. None is `lr`.
     layer_decay : float, default=1.0
         What a stage's learning rate is of that of the stage after it.
-    weight_decay : float, default=1e-3
+    weight_decay : float or "auto", default=1e-3
         L2 penalty of the weights (not of biases and norms). Half of it times the squared norm of
         the head's weights is added to the mean loss, whichever way the head is trained. For stages
         that train, and for the head with a class as `optimizer`, it is the optimizer's parameter.
+        "auto" chooses the penalty of a head that is solved for, and the temperature by which its
+        logits are divided [5]_, by three-fold cross-validation on the features; also where stages
+        that train go on from such a head. For stages, and for a head that takes steps alone, it
+        is 1e-3. Several labels need a number.
     schedule : {"cosine", "constant", "one_cycle"} or callable, default="cosine"
         How learning rates change from step to step: down to zero by a cosine, not at all, or up
         and down while momentum goes down and up. A callable makes a torch scheduler of the
@@ -139,7 +144,7 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         Keep the exponential moving average of the weights, with this decay a step, in place of
         the last ones. Each call of `fit` or `partial_fit` begins one.
     early_stopping : bool, default=False
-        Set aside some images of each class or label [5]_, stop when they are no longer classified
+        Set aside some images of each class or label [6]_, stop when they are no longer classified
         better, and bring back the best weights. Better is a higher accuracy, or the same with a
         lower loss.
     validation_fraction : float, default=0.1
@@ -212,6 +217,8 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         With several labels, the numbers of y's columns.
     multilabel_ : bool
         Whether it was fitted to several labels.
+    weight_decay_ : float
+        The head's penalty, given or chosen.
     n_features_in_ : int
         Width of X, where it is two-dimensional.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -256,7 +263,8 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
        (2018), arXiv:1801.06146.
     .. [4] S. Yang et al., Free Lunch for Few-shot Learning: Distribution Calibration (2021),
        arXiv:2101.06395.
-    .. [5] K. Sechidis et al., On the Stratification of Multi-Label Data (2011), ECML PKDD.
+    .. [5] C. Guo et al., On Calibration of Modern Neural Networks (2017), arXiv:1706.04599.
+    .. [6] K. Sechidis et al., On the Stratification of Multi-Label Data (2011), ECML PKDD.
 
     Examples
     --------
@@ -294,7 +302,7 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         lr: float | None = None,
         backbone_lr: float | None = None,
         layer_decay: float = 1.0,
-        weight_decay: float = 1e-3,
+        weight_decay: float | str = 1e-3,
         schedule: Any = "cosine",
         warmup: float | None = None,
         unfreeze: str = "head_first",
@@ -487,6 +495,11 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
             raise ValueError(
                 f"The last fit was to {len(self.classes_)} {kind}, and y has {n_labels} columns. "
                 "To begin anew, call fit with warm_start=False."
+            )
+        if self.weight_decay == "auto":
+            raise ValueError(
+                'weight_decay="auto" chooses for classes, but y tells of several labels. Pass a '
+                "number, or search over some with GridSearchCV."
             )
         if self.class_weight is not None and self.criterion not in Indicators.criteria:
             raise ValueError(
@@ -751,7 +764,7 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         if method not in METHODS:
             raise ValueError(f"method={shown(method)} is not one of {sorted(METHODS)}.")
         kept = (self._cache(), self._n_jobs())
-        settings = Settings(self.weight_decay, self.label_smoothing)
+        settings = Settings(self.weight_decay_, self.label_smoothing)
         (source, source_images), _ = self._skip_unreadable(self._source, X_source, y_source)
 
         def run(X: Any) -> tuple[Adaptation, int]:

@@ -107,7 +107,7 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         "lr": [_POSITIVE, None],
         "backbone_lr": [_POSITIVE, None],
         "layer_decay": [Interval(Real, 0, 1, closed="right")],
-        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "weight_decay": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
         "schedule": [StrOptions(set(SCHEDULES)), callable],
         "warmup": [_SHARE, None],
         "unfreeze": [StrOptions(set(UNFREEZING))],
@@ -342,6 +342,7 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
             "stages_": list(model.backbone.stages),
             "freeze_": model.depth,
             "net_": model.net,
+            "weight_decay_": float(model.net.plan.head_decay),
             "device_": model.device,
             "precision_": model.precision,
         }
@@ -417,7 +418,7 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         return Summary(facts, stages[: self.freeze_], [*stages[self.freeze_ :], "head"])
 
     def _store(self, state: dict[str, Any], pack: Packer) -> dict[str, Any]:
-        for name in ("net_", "device_", "precision_"):
+        for name in ("net_", "device_", "precision_", "weight_decay_"):
             del state[name]
         return state | {
             "history_": plain_rows(self.history_),
@@ -432,6 +433,7 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
                 "net_": model.net,
                 "device_": model.device,
                 "precision_": model.precision,
+                "weight_decay_": float(model.net.plan.head_decay),
             }
             state.setdefault("skipped_", np.arange(0))  # older files lack it
             state["history_"] = read_rows(state["history_"])

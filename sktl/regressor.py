@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, NoReturn, Self
 
 import numpy as np
@@ -16,7 +16,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from .base import rows_at
-from .constraints import Interval, StrOptions
+from .constraints import StrOptions
 from .files.layout import REGRESSOR
 from .files.saving import savable
 from .files.state import Packer
@@ -76,8 +76,8 @@ class PretrainedImageRegressor(RegressorMixin, ImagePredictor):
     backbone, weights, freeze, pooling, dropout, augment, n_views, mixup, cutmix, lr, backbone_lr, \
 layer_decay, schedule, warmup, unfreeze, max_epochs, batch_size, accumulation_steps, \
 max_grad_norm, ema_decay, validation_fraction, n_iter_no_change, warm_start, image_size, \
-resize_mode, image_shape, pixel_range, bands, cache, precision, device, n_jobs, on_error, \
-callbacks, random_state, verbose
+resize_mode, preprocessing, image_shape, pixel_range, bands, cache, precision, device, n_jobs, \
+on_error, callbacks, random_state, verbose
         See :class:`PretrainedImageClassifier`. Predictions for files that can't be read are NaN.
 
     Attributes
@@ -127,7 +127,6 @@ callbacks, random_state, verbose
 
     _parameter_constraints: dict[str, list[Any]] = ImagePredictor._parameter_constraints | {
         "criterion": [StrOptions(set(Numbers.criteria)), callable],
-        "weight_decay": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
     }
 
     def __init__(
@@ -162,7 +161,8 @@ callbacks, random_state, verbose
         n_iter_no_change: int = 5,
         warm_start: bool = False,
         image_size: Any = None,
-        resize_mode: str = "squash",
+        resize_mode: str = "auto",
+        preprocessing: Any = None,
         image_shape: Any = None,
         pixel_range: Any = None,
         bands: Any = None,
@@ -205,6 +205,7 @@ callbacks, random_state, verbose
         self.warm_start = warm_start
         self.image_size = image_size
         self.resize_mode = resize_mode
+        self.preprocessing = preprocessing
         self.image_shape = image_shape
         self.pixel_range = pixel_range
         self.bands = bands
@@ -302,10 +303,6 @@ callbacks, random_state, verbose
             target = before
         standardised = (columns - target.mean) / target.scale
         return Given(target, standardised, weights, {"n_outputs_": target.n_outputs})
-
-    def _fitted_attributes(self, model: Model, given: Given) -> dict[str, Any]:
-        attributes = super()._fitted_attributes(model, given)
-        return attributes | {"weight_decay_": float(model.net.plan.head_decay)}
 
     def predict(self, X: Any) -> npt.NDArray[np.float64]:
         """Predict numbers.
@@ -456,14 +453,13 @@ callbacks, random_state, verbose
         return int(target)
 
     def _store(self, state: dict[str, Any], pack: Packer) -> dict[str, Any]:
-        del state["n_outputs_"], state["weight_decay_"]  # the model has them
+        del state["n_outputs_"]  # the model has it
         return super()._store(state, pack)
 
     def _restore(self, state: dict[str, Any]) -> dict[str, Any]:
         state = super()._restore(state)
         if "_model" in state:
-            plan, target = state["_model"].plan, state["_model"].target
-            state |= {"n_outputs_": target.n_outputs, "weight_decay_": float(plan.head_decay)}
+            state["n_outputs_"] = state["_model"].target.n_outputs
         return state
 
     def _fact_of_y(self) -> tuple[str, str]:

@@ -17,7 +17,7 @@ import torch
 from sklearn.utils import Bunch
 from torch import Tensor, nn
 
-from ..backbones import Backbone, list_backbones
+from ..backbones import Backbone, check_name
 from ..compat import OUTPUT_CONFIG
 from ..hardware import PRECISIONS
 from ..images.bands import Band, BandChoice
@@ -150,8 +150,11 @@ def _to_cell(name: str, value: Any) -> Any:
 
 
 def _backbone_name(value: Any, where: str) -> str:
-    known = list_backbones()
-    return text(value, where) if value in known else refuse(value, where, "a name that sktl knows")
+    try:
+        check_name(text(value, where))
+    except (ValueError, ImportError) as error:
+        raise FileFormatError(f"{where} must be a name that sktl knows. {error}") from error
+    return str(value)
 
 
 def _one_or_several(reader: Reader) -> Reader:
@@ -332,6 +335,7 @@ _plan = {
     "max_grad_norm": optional(_positive),
     "ema_decay": optional(number(0, 1, above=True, below=True)),
     "label_smoothing": _share,
+    "weight_decay": either(one_of("auto"), number(0)),
     "mixup": number(0),
     "cutmix": number(0),
     "unfreeze": one_of(*UNFREEZING),
@@ -339,6 +343,7 @@ _plan = {
     "seed": integer(0, 2**31 - 1),
     "verbose": integer(0, 1),
 }
+_plan_may_lack = {"chosen_decay": number(0)}
 _may_lack = {
     "n_features_in_": integer(1, 2**31),
     "feature_names_in_": list_of(text),
@@ -653,9 +658,7 @@ CLASSIFIER = Layout(
         _trained_model
         | {
             "head": record(_head | {"n_classes": integer(2)}),
-            "plan": record(
-                _plan | {"weight_decay": number(0), "criterion": one_of(*Classes.criteria)}
-            ),
+            "plan": record(_plan | {"criterion": one_of(*Classes.criteria)}, _plan_may_lack),
         },
         {"target": record({"kind": one_of(Indicators.kind), "n_labels": integer(2)})},
     ),
@@ -709,14 +712,7 @@ REGRESSOR = Layout(
                 }
             ),
             "head": record(_head | {"n_outputs": integer(1)}),
-            "plan": record(
-                _plan
-                | {
-                    "weight_decay": either(one_of("auto"), number(0)),
-                    "criterion": one_of(*Numbers.criteria),
-                },
-                {"chosen_decay": number(0)},
-            ),
+            "plan": record(_plan | {"criterion": one_of(*Numbers.criteria)}, _plan_may_lack),
         }
     ),
     to_parts=_regressor_parts,

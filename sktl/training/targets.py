@@ -18,7 +18,7 @@ from sklearn.model_selection import ShuffleSplit, StratifiedShuffleSplit
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import binary, newton, ridge
+from . import binary, newton, ridge, selection
 from .ridge import WeightDecay
 
 Encoded = npt.NDArray[Any]  # y as a net learns it
@@ -184,8 +184,18 @@ class Classes(Target):
         max_iter: int,
     ) -> newton.Solution:
         """Multinomial logistic regression."""
-        assert not isinstance(weight_decay, str), "nothing chooses it for classes"
-        return newton.solve(
+        temperature = 1.0
+        if isinstance(weight_decay, str):
+            choice = selection.choose(
+                features,
+                y,
+                weights,
+                self.n_classes,
+                n_views=1 if counts is None else len(y) // len(counts),
+                label_smoothing=label_smoothing,
+            )
+            weight_decay, temperature = choice.weight_decay, choice.temperature
+        solution = newton.solve(
             features,
             y,
             weights,
@@ -194,6 +204,7 @@ class Classes(Target):
             label_smoothing=label_smoothing,
             max_iter=max_iter,
         )
+        return solution.divided_by(temperature)
 
     def losses(self, outputs: Tensor, y: Tensor, criterion: str, label_smoothing: float) -> Tensor:
         """Cross-entropy."""
