@@ -27,6 +27,7 @@ GUIDE = [
     "backbones",
     "fine-tuning",
     "training",
+    "several-labels",
     "transfer",
     "numbers",
     "parameters",

@@ -88,11 +88,14 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         pasted into another; 0 is without. Where stages are frozen, it is their output that is
         blended [2]_. `cutmix` needs maps, so not all stages may be frozen.
     criterion : "cross_entropy" or callable, default="cross_entropy"
-        The loss; a callable maps logits (n, n_classes) and labels (n,) to losses (n,).
+        The loss; a callable maps logits (n, n_classes) and labels (n,) to losses (n,). With several
+        labels it is the sum of their binary cross-entropies; a callable's labels are 0 and 1, of
+        shape (n, n_labels).
     label_smoothing : float, default=0.0
         Share of the target probability that is spread over all classes.
     class_weight : dict, "balanced" or None, default=None
-        Weights of the classes, as in scikit-learn's classifiers.
+        Weights of the classes, as in scikit-learn's classifiers. With several labels a dict has
+        those of 0 and 1, for all labels, and "balanced" is for each label alone.
     optimizer : {"auto", "lbfgs", "sgd", "adam", "adamw"} or class, default="auto"
         "auto" solves the convex problem of a frozen backbone with a linear head to its optimum,
         whatever `lr` and `max_epochs` are, and trains everything else by "adamw". It is "adamw",
@@ -141,8 +144,9 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         Keep the exponential moving average of the weights, with this decay a step, in place of
         the last ones. Each call of `fit` or `partial_fit` begins one.
     early_stopping : bool, default=False
-        Set aside some images of each class, stop when they are no longer classified better, and
-        bring back the best weights. Better is a higher accuracy, or the same with a lower loss.
+        Set aside some images of each class or label [6]_, stop when they are no longer classified
+        better, and bring back the best weights. Better is a higher accuracy, or the same with a
+        lower loss.
     validation_fraction : float, default=0.1
         Share of the images that is set aside.
     n_iter_no_change : int, default=5
@@ -210,6 +214,9 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
+        With several labels, the numbers of y's columns.
+    multilabel_ : bool
+        Whether it was fitted to several labels.
     weight_decay_ : float
         The head's penalty, given or chosen.
     n_features_in_ : int
@@ -257,6 +264,7 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
     .. [4] S. Yang et al., Free Lunch for Few-shot Learning: Distribution Calibration (2021),
        arXiv:2101.06395.
     .. [5] C. Guo et al., On Calibration of Modern Neural Networks (2017), arXiv:1706.04599.
+    .. [6] K. Sechidis et al., On the Stratification of Multi-Label Data (2011), ECML PKDD.
 
     Examples
     --------
@@ -376,8 +384,9 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         X : array, list, Series or DataFrame of n_samples images
             Arrays of shape (n, h, w), (n, h, w, c) or (n, c, h, w), rows of one flattened image
             each, PIL images, or paths of image files.
-        y : array-like of shape (n_samples,)
-            Class labels.
+        y : array-like of shape (n_samples,), or array or sparse matrix (n_samples, n_labels)
+            Class labels; or where an image has several labels or none, 1 for each that it has and
+            0 for the others.
         sample_weight : array-like of shape (n_samples,), default=None
             The loss is ``sum(w * loss) / sum(w)``.
 
@@ -401,6 +410,8 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         -----
         UnreadableImageWarning
             If images were left out; see `on_error`.
+        UserWarning
+            If none or all of the images have one of several labels.
         """
         goes_on = self.warm_start and self.__sklearn_is_fitted__()
         self._fit_or_nothing(X, y, sample_weight, goes_on=goes_on)
@@ -416,9 +427,9 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         Parameters
         ----------
         X : array, list, Series or DataFrame of n_samples images
-        y : array-like of shape (n_samples,)
+        y : array-like of shape (n_samples,), or array or sparse matrix (n_samples, n_labels)
         classes : array-like of shape (n_classes,), default=None
-            All labels that will ever occur. The first call needs it.
+            All labels that will ever occur. The first call needs it, but for y of several labels.
         sample_weight : array-like of shape (n_samples,), default=None
 
         Returns
@@ -922,7 +933,8 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         ----------
         X : array, list, Series or DataFrame of n_samples images
         target : label or array-like of shape (n_samples,), default=None
-            The class to explain, one for all images or one for each. None is the predicted one.
+            The class to explain, one for all images or one for each. None is the predicted one; of
+            several labels, the most probable one.
         method : {"grad_cam", "integrated_gradients"}, default="grad_cam"
             - "grad_cam": how much a place of the last stage's output speaks for the class, at
               least 0 [1]_, brought to the size of the image. Where that output has fewer than

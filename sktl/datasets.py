@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageFile
+from sklearn.preprocessing import MultiLabelBinarizer
 from sklearn.utils import Bunch
 
 from .images.errors import listed
@@ -37,6 +39,7 @@ _PATH_NAMES = {
     *("path", "file", "filename", "filepath", "image", "imagepath", "imagefile", "imagename"),
     *("img", "imgpath", "imgfile", "imgname", "picture", "photo"),
 }
+_COLLECTIONS = (list, tuple, set, frozenset, np.ndarray)  # of labels, in a cell
 _LABEL_NAMES = {"label", "class", "classname", "classlabel", "target", "category", "y"}
 
 
@@ -255,7 +258,7 @@ def load_image_table(
     table: str | os.PathLike[str] | DataFrame,
     *,
     path_column: str | None = None,
-    label_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
     root: str | os.PathLike[str] | None = None,
 ) -> Bunch:
     """Load the paths and labels of images from a table.
@@ -266,10 +269,12 @@ def load_image_table(
     ----------
     table : str, path-like or pandas DataFrame
         A table, or its file: .csv, .tsv or .parquet.
-    path_column, label_column : str or None, default=None
-        Names of the columns. None takes the only column with a usual name, such as "path",
-        "file_name" or "image", and "label", "class" or "target"; of two columns the other one is
-        then known as well.
+    path_column : str or None, default=None
+        Name of the column of paths. None takes the only column with a usual name, such as "path",
+        "file_name" or "image"; of two columns the other one is known as well.
+    label_column : str, list of str or None, default=None
+        Name of the column of labels; None takes the only "label", "class" or "target". Several
+        labels an image are a list of columns that hold 0 and 1 each, or one column of lists.
     root : str, path-like or None, default=None
         The folder that relative paths begin in. None is the folder of the table's file, and the
         working directory for a DataFrame.
@@ -282,9 +287,11 @@ def load_image_table(
         data : ndarray of str objects of shape (n_samples,)
             The paths of the images, joined to `root`.
         target : ndarray of int of shape (n_samples,)
-            The class of each image, as an index into `target_names`.
+            The class of each image, as an index into `target_names`. With several labels an
+            image, (n_samples, n_labels): 1 where it has the label, and 0.
         target_names : ndarray of shape (n_classes,)
-            The labels as they stand in the table, sorted, each once.
+            The labels as they stand in the table, sorted, each once; of a list of columns, their
+            names.
 
     Raises
     ------
@@ -316,20 +323,53 @@ def load_image_table(
     if not len(table):
         raise ValueError("The table has no rows.")
     path_name, label_name = _choose_columns(list(table.columns), path_column, label_column)
-    paths, labels = _without_gaps(table, path_name), _without_gaps(table, label_name)
+    paths = _without_gaps(table, path_name)
     if not all(isinstance(path, str | os.PathLike) for path in paths):
         raise TypeError(
             f"The column {shown(path_name)} doesn't hold paths, but {shown(paths[0])}. Set "
             f"path_column to another of {shown_several(list(table.columns))}."
         )
+    files = [os.path.join(os.fspath(root or ""), path) for path in paths]
+    if isinstance(label_name, list):
+        names, target = label_name, _indicator_columns(table, label_name)
+    else:
+        labels = _without_gaps(table, label_name)
+        several = [isinstance(label, _COLLECTIONS) for label in labels]
+        if not any(several):
+            _check_text(labels, label_name)
+            _check_files(files, path_name)
+            return _bunch(files, labels)
+        if not all(several):
+            raise TypeError(
+                f"The column {shown(label_name)} holds lists of labels and "
+                f"{shown(labels[several.index(False)])}. Make all lists."
+            )
+        _check_text([label for row in labels for label in row], label_name)
+        binarizer = MultiLabelBinarizer()
+        target = binarizer.fit_transform(labels)
+        names = binarizer.classes_
+    _check_files(files, path_name)
+    return Bunch(data=np.array(files, dtype=object), target=target, target_names=np.asarray(names))
+
+
+def _check_text(labels: Sequence[Any], column: Any) -> None:
     of_text = [isinstance(label, str) for label in labels]
     if any(of_text) and not all(of_text):
-        raise TypeError(
-            f"The column {shown(label_name)} mixes text with other labels. Make all text."
-        )
-    files = [os.path.join(os.fspath(root or ""), path) for path in paths]
-    _check_files(files, path_name)
-    return _bunch(files, labels)
+        raise TypeError(f"The column {shown(column)} mixes text with other labels. Make all text.")
+
+
+def _indicator_columns(table: DataFrame, columns: list[Any]) -> npt.NDArray[np.int64]:
+    values = []
+    for column in columns:
+        cells = _without_gaps(table, column)
+        others = [cell for cell in cells if isinstance(cell, str) or cell not in (0, 1)]
+        if others:
+            raise ValueError(
+                f"The column {shown(column)} must tell by 0 and 1 which image has the label; it "
+                f"holds {shown(others[0])}."
+            )
+        values.append([int(cell) for cell in cells])
+    return np.array(values, dtype=np.int64).T
 
 
 def _read_table(path: Path) -> DataFrame:
@@ -352,8 +392,10 @@ def _read_table(path: Path) -> DataFrame:
 
 
 def _choose_columns(
-    columns: list[Any], path_column: str | None, label_column: str | None
+    columns: list[Any], path_column: str | None, label_column: str | Sequence[str] | None
 ) -> tuple[Any, Any]:
+    if label_column is not None and not isinstance(label_column, str):
+        return _choose_several(columns, path_column, list(label_column))
     path = _only_column(columns, path_column, _PATH_NAMES)
     label = _only_column(columns, label_column, _LABEL_NAMES)
     if len(columns) == 2 and (path is None) != (label is None):
@@ -368,6 +410,28 @@ def _choose_columns(
     if path == label:
         raise ValueError(f"path_column and label_column are both {shown(path)}.")
     return path, label
+
+
+def _choose_several(
+    columns: list[Any], path_column: str | None, label_columns: list[str]
+) -> tuple[Any, list[Any]]:
+    """The column of paths beside those of labels, each once."""
+    if len(set(label_columns)) < max(2, len(label_columns)):
+        raise ValueError(
+            f"label_column={shown(label_columns)} must name several columns, each once, or be the "
+            "name of one."
+        )
+    labels = [_only_column(columns, name, set()) for name in label_columns]
+    others = [column for column in columns if column not in labels]
+    path = _only_column(columns, path_column, _PATH_NAMES)
+    if path is None and len(others) == 1:
+        path = others[0]
+    if path is None or path in labels:
+        raise ValueError(
+            "Which column is the path_column can't be told from their names. Set path_column to "
+            f"one of {shown_several(others)}."
+        )
+    return path, labels
 
 
 def _only_column(columns: list[Any], given: str | None, usual: set[str]) -> Any:

@@ -156,7 +156,7 @@ def test_X_that_holds_no_images(refuses, X, error, words):
     [
         (None, ValueError, ["requires y", "None"]),
         ([7] * N, ValueError, [r"one class only, \[7\]", "at least 2 classes"]),
-        (np.eye(N, 3), ValueError, [r"\(24, 3\)", "multi-label", "one class label"]),
+        (2 * np.eye(N, 3), ValueError, [r"\(24, 3\)", "0 or 1", "MultiOutputClassifier"]),
         (np.linspace(0, 1, N), ValueError, ["continuous"]),
         (np.array([0.0, np.nan] * 12), ValueError, ["y contains NaN"]),
         (np.array([0.0, np.inf] * 12), ValueError, ["y contains infinity"]),

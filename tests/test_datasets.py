@@ -342,3 +342,42 @@ def test_what_is_no_table(flowers, table, monkeypatch):
     with pytest.raises(ImportError, match=r"pip install sktl\[pandas\]"):
         load_image_table("labels.csv")
     assert load_image_table(table, root=flowers).target.tolist() == [1, 0, 1]
+
+
+# Several labels an image ----------------------------------------------------------------
+
+
+def test_columns_of_several_labels(flowers, table):
+    frame = table.assign(red=[1, 0, 1], tall=[True, False, False]).drop(columns="label")
+    bunch = load_image_table(frame, label_column=["tall", "red"], root=flowers)
+    assert bunch.target.tolist() == [[1, 1], [0, 0], [0, 1]]
+    assert bunch.target_names.tolist() == ["tall", "red"]
+    assert bunch.data.tolist() == load_image_table(table, root=flowers).data.tolist()
+
+
+@pytest.mark.parametrize("kind", [list, tuple, set, np.array])
+def test_a_column_of_lists_of_labels(flowers, table, kind):
+    frame = table.assign(label=[kind(["a", "b"]), kind([]), kind(["b"])])
+    bunch = load_image_table(frame, root=flowers)
+    assert bunch.target.tolist() == [[1, 1], [0, 0], [0, 1]]
+    assert bunch.target_names.tolist() == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "choice", "error", "words"),
+    [
+        ({"a": [0, 1, 2], "b": 1}, ["a", "b"], ValueError, "'a' must tell by 0 and 1.*holds 2"),
+        ({"a": ["x", "y", "z"], "b": 1}, ["a", "b"], ValueError, "holds 'x'"),
+        ({"a": [0, None, 1], "b": 1}, ["a", "b"], ValueError, "'a' is empty in 1 of 3 rows"),
+        ({"a": 1, "b": 1}, ["a", "a"], ValueError, "must name several columns, each once"),
+        ({"a": 1, "b": 1}, ["a"], ValueError, "must name several columns"),
+        ({"a": 1, "b": 1}, ["a", "c"], ValueError, "0 columns 'c'"),
+        ({"a": 1, "b": 1}, ["a", "file_name"], ValueError, "path_column can't be told"),
+        ({"a": [["x"], "y", ["z"]]}, "a", TypeError, "holds lists of labels and 'y'"),
+        ({"a": [["x"], [1], ["z"]]}, "a", TypeError, "mixes text with other labels"),
+    ],
+)
+def test_columns_that_are_no_labels(flowers, table, columns, choice, error, words):
+    frame = table.assign(**columns)
+    with pytest.raises(error, match=words):
+        load_image_table(frame, label_column=choice, root=flowers)

@@ -13,6 +13,7 @@ from sklearn.utils.multiclass import unique_labels
 from sklearn.utils.validation import check_is_fitted
 
 from ..images.reading import Images
+from ..labels import has_several_labels
 from .drawing import (
     BLACK,
     BLUE,
@@ -171,6 +172,11 @@ class ImageConfusionMatrixDisplay:
 
     @classmethod
     def _of(cls, images: Images, y_true: Any, y_pred: Any, sure: Any, labels: Any, ax: Any) -> Self:
+        if has_several_labels(y_true):
+            raise ValueError(
+                f"{cls.__name__} is for one class an image, but y has a column for each of several "
+                "labels. sklearn.metrics.multilabel_confusion_matrix counts them label by label."
+            )
         y_true, y_pred = column_or_1d(y_true), column_or_1d(y_pred)
         sure = np.zeros(len(y_pred)) if sure is None else column_or_1d(sure)
         check_consistent_length(np.empty(len(images)), y_true, y_pred, sure)

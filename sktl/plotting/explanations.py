@@ -12,6 +12,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from sklearn.utils import check_consistent_length, column_or_1d
 
+from ..labels import check_indicators, has_several_labels
 from .drawing import BLUE, ORANGE, Picture, Tile, check_matplotlib, draw_grid
 from .pictures import fitted_classifier, open_pictures, small_pictures
 
@@ -107,7 +108,7 @@ class ExplanationDisplay:
             All are drawn.
         target : label or array-like of shape (n_samples,), default=None
             The class to explain. None is the predicted one.
-        y : array-like of shape (n_samples,), default=None
+        y : array-like of shape (n_samples,) or (n_samples, n_labels), default=None
             True labels, to be shown with the pictures.
         method : {"grad_cam", "integrated_gradients"}, default="grad_cam"
         ax : matplotlib Axes, default=None
@@ -128,7 +129,12 @@ class ExplanationDisplay:
         """
         check_matplotlib(f"{cls.__name__}.from_estimator")
         clf = fitted_classifier(estimator, cls.__name__, "explain")
-        labels = None if y is None else column_or_1d(y)
+        if y is None:
+            labels = None
+        elif has_several_labels(y):
+            labels = _listed(check_indicators(y, cls.__name__))
+        else:
+            labels = column_or_1d(y)
         check_consistent_length(X, labels)
         attributions = clf.explain(X, target, method=method)
         probabilities = clf.predict_proba(X)
@@ -184,6 +190,11 @@ class ExplanationDisplay:
         self.figure_ = self.ax_.figure
         self.ax_.set_title(_TITLES[self.method], fontsize="medium")
         return self
+
+
+def _listed(indicators: npt.NDArray[np.uint8]) -> list[str]:
+    """The numbers of each picture's labels."""
+    return [", ".join(map(str, np.flatnonzero(row))) or "no label" for row in indicators]
 
 
 def _enlarged(picture: Picture, side: int) -> Picture:

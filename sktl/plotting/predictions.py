@@ -11,6 +11,7 @@ from sklearn.utils import check_consistent_length, column_or_1d
 from sklearn.utils.validation import check_is_fitted
 
 from ..images.reading import Images
+from ..labels import check_indicators, has_several_labels
 from .drawing import BLUE, VERMILION, Picture, Tile, check_matplotlib, draw_grid
 from .pictures import file_names, open_pictures, small_pictures
 
@@ -25,10 +26,15 @@ class ImagePredictionsDisplay:
     first. Below a picture stand the predicted class and its probability, below a mistake the true
     class, and the name of the file, if it is one.
 
+    With several labels a picture, its labels stand where its class would, and what is predicted is
+    right if all of them are. Its probability is that of all labels together, as if they were
+    independent.
+
     Parameters
     ----------
     pictures : list of uint8 arrays of shape (h, w, 3)
     y_true, y_pred : array-like of shape (n_pictures,)
+        With several labels, as text.
     probabilities : array-like of shape (n_pictures,)
         Of the predicted classes.
     title : str, default=""
@@ -81,7 +87,14 @@ class ImagePredictionsDisplay:
 
     @classmethod
     def from_estimator(
-        cls, estimator: Any, X: Any, y: Any, *, n_images: int = 16, ax: Any = None
+        cls,
+        estimator: Any,
+        X: Any,
+        y: Any,
+        *,
+        display_labels: Any = None,
+        n_images: int = 16,
+        ax: Any = None,
     ) -> Self:
         """Draw what a fitted classifier takes images for.
 
@@ -90,8 +103,10 @@ class ImagePredictionsDisplay:
         estimator : classifier with `predict_proba`
             Fitted; PretrainedImageClassifier, or a Pipeline or search that takes images.
         X : array, list, Series or DataFrame of n_samples images
-        y : array-like of shape (n_samples,)
-            True labels.
+        y : array-like of shape (n_samples,), or (n_samples, n_labels)
+            True labels; of several, 0 and 1.
+        display_labels : array-like of shape (n_labels,), default=None
+            Names of several labels. None is their numbers.
         n_images : int, default=16
             How many to show, at most.
         ax : matplotlib Axes, default=None
@@ -115,7 +130,8 @@ class ImagePredictionsDisplay:
         check_is_fitted(estimator)
         y_proba = estimator.predict_proba(X)
         images = open_pictures(X, estimator)
-        return cls._of(images, y, y_proba, estimator.classes_, n_images, ax)
+        classes = estimator.classes_ if display_labels is None else display_labels
+        return cls._of(images, y, y_proba, classes, n_images, ax)
 
     @classmethod
     def from_predictions(
@@ -135,10 +151,11 @@ class ImagePredictionsDisplay:
         images : array, list, Series or DataFrame of n_samples images
             What :meth:`sktl.PretrainedImageClassifier.fit` takes as X. Of rows, the shape must be
             told from their width; otherwise reshape them.
-        y_true : array-like of shape (n_samples,)
+        y_true : array-like of shape (n_samples,), or (n_samples, n_labels)
         y_proba : array-like of shape (n_samples, n_classes)
         classes : array-like of shape (n_classes,), default=None
-            Labels of the columns. None is the sorted labels of `y_true`.
+            Labels of the columns. None is the sorted labels of `y_true`; of several labels a
+            picture, their numbers.
         n_images : int, default=16
             How many to show, at most.
         ax : matplotlib Axes, default=None
@@ -154,21 +171,33 @@ class ImagePredictionsDisplay:
             If the lengths or `classes` don't fit.
         """
         check_matplotlib(f"{cls.__name__}.from_predictions")
-        classes = np.unique(y_true) if classes is None else classes
+        if classes is None:
+            several = has_several_labels(y_true)
+            classes = np.arange(np.shape(y_proba)[1]) if several else np.unique(y_true)
         return cls._of(open_pictures(images), y_true, y_proba, classes, n_images, ax)
 
     @classmethod
     def _of(
         cls, images: Images, y_true: Any, y_proba: Any, classes: Any, n_images: int, ax: Any
     ) -> Self:
-        y_true, y_proba, classes = column_or_1d(y_true), np.asarray(y_proba), np.asarray(classes)
+        several = has_several_labels(y_true)
+        y_true = check_indicators(y_true, cls.__name__) if several else column_or_1d(y_true)
+        y_proba, classes = np.asarray(y_proba), np.asarray(classes)
         check_consistent_length(np.empty(len(images)), y_true, y_proba)
         if y_proba.ndim != 2 or y_proba.shape[1] != len(classes):
             raise ValueError(
                 f"y_proba has shape {y_proba.shape}, but must have a column for each of the "
                 f"{len(classes)} classes. Pass classes=clf.classes_."
             )
-        y_pred, highest = classes[y_proba.argmax(axis=1)], y_proba.max(axis=1)
+        if several:
+            if y_true.shape[1] != len(classes):
+                raise ValueError(
+                    f"y_true has {y_true.shape[1]} columns, but there are {len(classes)} labels."
+                )
+            highest = np.maximum(y_proba, 1 - y_proba).prod(axis=1)
+            y_true, y_pred = _named(y_true > 0, classes), _named(y_proba > 0.5, classes)
+        else:
+            y_pred, highest = classes[y_proba.argmax(axis=1)], y_proba.max(axis=1)
         wrong = y_pred != y_true
         shown = np.lexsort((np.where(wrong, -highest, highest), ~wrong))[:n_images]
         display = cls(
@@ -204,6 +233,12 @@ class ImagePredictionsDisplay:
         self.figure_ = self.ax_.figure
         self.ax_.set_title(self.title, fontsize="medium")
         return self
+
+
+def _named(has: npt.NDArray[np.bool_], labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The labels of each row in one text."""
+    texts = [", ".join(map(str, labels[row])) or "no label" for row in has]
+    return np.array(texts, dtype=object)
 
 
 def _title(n_wrong: int, n: int) -> str:

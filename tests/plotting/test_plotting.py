@@ -11,6 +11,7 @@ import pytest
 from matplotlib.legend import Legend
 from matplotlib.testing.compare import compare_images
 from matplotlib.text import Text
+from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix
@@ -522,3 +523,48 @@ def test_missing_matplotlib_is_named(monkeypatch):
     with pytest.raises(ImportError, match=re.escape(message)) as caught:
         display.plot()
     assert "sktl[plot]" in str(caught.value)
+
+
+# Several labels a picture ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def of_labels():
+    X, y = load_digits(return_X_y=True)
+    Y = np.stack([y % 2 == 0, y > 4], axis=1).astype(int)
+    return PretrainedImageClassifier(image_size=32).fit(X[:60], Y[:60]), X[60:90], Y[60:90]
+
+
+def test_predictions_of_several_labels(of_labels):
+    clf, X, Y = of_labels
+    names = ["even", "large"]
+    display = ImagePredictionsDisplay.from_estimator(clf, X, Y, display_labels=names)
+    predicted, proba = clf.predict(X), clf.predict_proba(X)
+    wrong = (predicted != Y).any(axis=1)
+    n_wrong = min(16, int(wrong.sum()))
+    assert wrong[display.indices_[:n_wrong]].all()
+    assert f"{wrong.sum()} mistake" in display.title
+    for place, index in enumerate(display.indices_):
+        has = [name for name, value in zip(names, predicted[index], strict=True) if value]
+        assert display.y_pred[place] == (", ".join(has) or "no label")
+        together = np.where(predicted[index], proba[index], 1 - proba[index]).prod()
+        assert display.probabilities[place] == pytest.approx(together)
+    numbers = ImagePredictionsDisplay.from_predictions(X, Y, proba)
+    assert (numbers.indices_ == display.indices_).all()
+    assert set(numbers.y_pred) <= {"0", "1", "0, 1", "no label"}
+    with pytest.raises(ValueError, match="2 columns, but there are 3 labels"):
+        ImagePredictionsDisplay.from_predictions(X, Y, np.full((30, 3), 0.5))
+
+
+def test_explanations_name_several_labels(of_labels):
+    pytest.importorskip("captum")
+    clf, X, Y = of_labels
+    display = ExplanationDisplay.from_estimator(clf, X[:3], 1, y=Y[:3])
+    assert list(display.targets) == [1, 1, 1]
+    assert set(display.y_true) <= {"0", "1", "0, 1", "no label"}
+
+
+def test_a_confusion_matrix_of_several_labels_is_refused(of_labels):
+    clf, X, Y = of_labels
+    with pytest.raises(ValueError, match="multilabel_confusion_matrix"):
+        ImageConfusionMatrixDisplay.from_estimator(clf, X, Y)
