@@ -60,11 +60,13 @@ MODULES = {
         "version compat messages atomic randomness threads hardware parallel constraints"
     ),
     "Images: From what X is to uint8 pixels, and on to what a network was trained on.": (
-        "images.errors images.bands images.depth images.decoding images.kinds images.format "
-        "images.reading images.preprocessing images.descriptions images.augmentation images"
+        "images.errors images.bands images.depth images.orientation images.jpeg images.decoding "
+        "images.kinds images.format images.reading images.preprocessing images.descriptions "
+        "images.augmentation images"
     ),
     "Backbones: Networks, their weights, and where they can be cut.": (
-        "backbones.efficientnet_lite backbones.registry backbones.weights "
+        "backbones.efficientnet_lite backbones.given backbones.hubs backbones.registry "
+        "backbones.weights "
         "backbones.shaped_trace backbones.graph backbones.from_transformers "
         "backbones.classifier backbones.stages backbones.split backbones"
     ),
@@ -76,10 +78,10 @@ MODULES = {
         "frozen.prefix frozen"
     ),
     "Suffix and head: From features to logits.": (
-        "training.heads training.newton training.selection training.ridge training.targets "
-        "training.solutions training.optimization training.batches training.depthwise "
-        "training.averaging training.suffix training.steps training.net training.progress "
-        "training.epochs training"
+        "training.heads training.newton training.selection training.ridge training.binary "
+        "training.targets training.solutions training.optimization training.batches "
+        "training.depthwise training.averaging training.suffix training.steps training.net "
+        "training.progress training.epochs training"
     ),
     "Model: Backbone, suffix and head together, and what can be done with them.": (
         "model.joined model.alignment model.fit model.adapt model.explain "
