@@ -613,11 +613,6 @@ def test_features_are_a_step_of_a_column_transformer(tmp_path, photographs, colu
     np.testing.assert_array_equal(made[:, -1], table["width"])
     alone = features.fit_transform(photographs[0])
     np.testing.assert_allclose(made[:, :-1], alone, atol=1e-5)
-    reg = make_column_transformer((FunctionTransformer(), column))
-    y = photographs[0].mean((1, 2, 3))
-    pipe = make_pipeline(reg, make()).fit(table, y)
-    expected = make().fit(photographs[0], y).predict(photographs[0])
-    np.testing.assert_allclose(pipe.predict(table), expected, rtol=1e-4)
 
 
 # The file that is loaded forever --------------------------------------------------------
