@@ -58,8 +58,9 @@ MODULES = {
         "version compat messages atomic randomness threads hardware parallel constraints"
     ),
     "Images: From what X is to uint8 pixels, and on to what a network was trained on.": (
-        "images.errors images.bands images.depth images.decoding images.kinds images.format "
-        "images.reading images.preprocessing images.descriptions images.augmentation images"
+        "images.errors images.bands images.depth images.orientation images.jpeg images.decoding "
+        "images.kinds images.format images.reading images.preprocessing images.descriptions "
+        "images.augmentation images"
     ),
     "Backbones: Networks, their weights, and where they can be cut.": (
         "backbones.efficientnet_lite backbones.given backbones.hubs backbones.registry "
@@ -75,9 +76,10 @@ MODULES = {
         "frozen.prefix frozen"
     ),
     "Suffix and head: From features to logits.": (
-        "training.heads training.newton training.solutions training.optimization "
-        "training.batches training.depthwise training.averaging training.suffix training.steps "
-        "training.net training.progress training.epochs training"
+        "training.heads training.newton training.selection training.ridge training.targets "
+        "training.solutions "
+        "training.optimization training.batches training.depthwise training.averaging "
+        "training.suffix training.steps training.net training.progress training.epochs training"
     ),
     "Model: Backbone, suffix and head together, and what can be done with them.": (
         "model.joined model.alignment model.fit model.adapt model.explain "
@@ -86,7 +88,9 @@ MODULES = {
     "Files: What a fitted estimator is on the disk.": (
         "files.container files.readers files.state files.layout files.saving files"
     ),
-    "Estimators: Scikit-learn's face.": "datasets summary base features labels classifier",
+    "Estimators: Scikit-learn's face.": (
+        "datasets summary base features labels predictor classifier regressor"
+    ),
     "Plots: Scikit-learn's displays, of what fitted estimators know.": (
         "plotting.drawing plotting.pictures plotting.training_curve plotting.freeze_search "
         "plotting.predictions plotting.confusion plotting.explanations plotting.feature_map "

@@ -13,6 +13,7 @@ from .images.errors import UnreadableImagesError, UnreadableImageWarning
 from .images.preprocessing import Recipe
 from .model.adapt import DomainShiftWarning, NoDomainShiftWarning
 from .parallel import data_parallel
+from .regressor import PretrainedImageRegressor
 from .version import __version__ as __version__
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "NotSavableError",
     "PretrainedImageClassifier",
     "PretrainedImageFeatures",
+    "PretrainedImageRegressor",
     "Recipe",
     "UnreadableImageWarning",
     "UnreadableImagesError",

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.special import log_softmax, softmax
-from sklearn.base import ClassifierMixin, TransformerMixin
+from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
-from sklearn.utils import Bunch, Tags
+from sklearn.utils import Bunch
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
-from skorch.callbacks import Callback, InputShapeSetter, LRScheduler
-from torch import nn
 
-from .backbones import Backbone
-from .base import ImageEstimator, n_rows, rows_at
-from .constraints import Interval, Options, StrOptions
+from .base import rows_at
+from .constraints import Interval, StrOptions
 from .files.layout import CLASSIFIER
 from .files.saving import savable
-from .files.state import Packer, plain_rows, read_rows, restore_model, store_model
-from .images.augmentation import AUGMENTATIONS
-from .images.kinds import kind_of, looks_like_one_picture, one_picture_message
+from .files.state import Packer
 from .images.reading import Images
 from .labels import check_labels, check_weights, class_numbers
 from .messages import shown, shown_several
@@ -37,52 +28,16 @@ from .model.alignment import LabelledFeatures, Settings
 from .model.explain import METHODS as EXPLANATIONS
 from .model.explain import explain_images
 from .model.export import TorchClassifier, to_onnx, to_torch
-from .model.fit import Fit, Setup, Task, fit_model
+from .model.fit import Fit
 from .model.joined import Model
-from .summary import Summary, listed, name_of
-from .training.epochs import history_rows, n_iterations, seed_of
-from .training.heads import HEADS
-from .training.optimization import (
-    OPTIMIZERS,
-    SCHEDULES,
-    UNFREEZING,
-    OptimizerChoice,
-    TrainingPlan,
-    choose_optimizer,
-    default_lr,
-    default_max_epochs,
-)
-from .training.progress import (
-    CallbackSupportMixin,
-    EpochObserver,
-    lines_wanted,
-    naming_fit,
-    progress_bar,
-    with_callbacks,
-)
-
-_POSITIVE = Interval(Real, 0, None, closed="neither")
-_SHARE = Interval(Real, 0, 1, closed="left")
-
-
-class _FreezeDepths(Options):
-    """What `freeze` may be, in words that say it."""
-
-    def __init__(self) -> None:
-        super().__init__(str, {"all", "none"})
-
-    def allows(self, value: Any) -> bool:
-        """Whether it is a name or a number of stages."""
-        return isinstance(value, str | Integral) and not isinstance(value, bool | np.bool_)
-
-    def __str__(self) -> str:
-        return '"all", "none", the number of frozen stages or the name of the last of them'
+from .predictor import Given, ImagePredictor
+from .summary import listed
+from .training.progress import with_callbacks
+from .training.targets import Classes
 
 
 @savable(CLASSIFIER)
-class PretrainedImageClassifier(
-    CallbackSupportMixin, ClassifierMixin, TransformerMixin, ImageEstimator
-):
+class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
     """Classify images with a pretrained network and a new head.
 
     The network is cut at the freeze depth. What lies before is computed once for an image
@@ -144,10 +99,14 @@ class PretrainedImageClassifier(
         Learning rate of the last stage that trains. None is `lr`.
     layer_decay : float, default=1.0
         What a stage's learning rate is of that of the stage after it.
-    weight_decay : float, default=1e-3
+    weight_decay : float or "auto", default=1e-3
         L2 penalty of the weights (not of biases and norms). Half of it times the squared norm of
         the head's weights is added to the mean loss, whichever way the head is trained. For stages
         that train, and for the head with a class as `optimizer`, it is the optimizer's parameter.
+        "auto" chooses the penalty of a head that is solved for, and the temperature by which its
+        logits are divided [5]_, by three-fold cross-validation on the features; also where stages
+        that train go on from such a head. For stages, and for a head that takes steps alone, it
+        is 1e-3.
     schedule : {"cosine", "constant", "one_cycle"} or callable, default="cosine"
         How learning rates change from step to step: down to zero by a cosine, not at all, or up
         and down while momentum goes down and up. A callable makes a torch scheduler of the
@@ -242,6 +201,8 @@ class PretrainedImageClassifier(
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
+    weight_decay_ : float
+        The head's penalty, given or chosen.
     n_features_in_ : int
         Width of X, where it is two-dimensional.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -286,6 +247,7 @@ class PretrainedImageClassifier(
        (2018), arXiv:1801.06146.
     .. [4] S. Yang et al., Free Lunch for Few-shot Learning: Distribution Calibration (2021),
        arXiv:2101.06395.
+    .. [5] C. Guo et al., On Calibration of Modern Neural Networks (2017), arXiv:1706.04599.
 
     Examples
     --------
@@ -297,39 +259,10 @@ class PretrainedImageClassifier(
     array([1, 1, 1, 0])
     """
 
-    _model: Model
-    validation_indices_: npt.NDArray[np.int64]
-
-    _parameter_constraints: dict[str, list[Any]] = ImageEstimator._parameter_constraints | {
-        "freeze": [_FreezeDepths()],
-        "head": [StrOptions(set(HEADS)), tuple, callable],
-        "dropout": [_SHARE],
-        "augment": [StrOptions(set(AUGMENTATIONS)), callable, None],
-        "n_views": [Interval(Integral, 1, None, closed="left"), None],
-        "mixup": [Interval(Real, 0, None, closed="left")],
-        "cutmix": [Interval(Real, 0, None, closed="left")],
-        "criterion": [StrOptions({"cross_entropy"}), callable],
-        "label_smoothing": [_SHARE],
+    _parameter_constraints: dict[str, list[Any]] = ImagePredictor._parameter_constraints | {
+        "criterion": [StrOptions(set(Classes.criteria)), callable],
+        "label_smoothing": [Interval(Real, 0, 1, closed="left")],
         "class_weight": [dict, StrOptions({"balanced"}), None],
-        "optimizer": [StrOptions({"auto", *OPTIMIZERS}), type],
-        "lr": [_POSITIVE, None],
-        "backbone_lr": [_POSITIVE, None],
-        "layer_decay": [Interval(Real, 0, 1, closed="right")],
-        "weight_decay": [Interval(Real, 0, None, closed="left")],
-        "schedule": [StrOptions(set(SCHEDULES)), callable],
-        "warmup": [_SHARE, None],
-        "unfreeze": [StrOptions(set(UNFREEZING))],
-        "max_epochs": [Interval(Integral, 1, None, closed="left"), None],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
-        "accumulation_steps": [Interval(Integral, 1, None, closed="left")],
-        "max_grad_norm": [_POSITIVE, None],
-        "ema_decay": [Interval(Real, 0, 1, closed="neither"), None],
-        "early_stopping": ["boolean"],
-        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
-        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
-        "warm_start": ["boolean"],
-        "callbacks": [list, None],
-        "random_state": ["random_state"],
     }
 
     def __init__(
@@ -352,7 +285,7 @@ class PretrainedImageClassifier(
         lr: float | None = None,
         backbone_lr: float | None = None,
         layer_decay: float = 1.0,
-        weight_decay: float = 1e-3,
+        weight_decay: float | str = 1e-3,
         schedule: Any = "cosine",
         warmup: float | None = None,
         unfreeze: str = "head_first",
@@ -492,89 +425,26 @@ class PretrainedImageClassifier(
         self._fit_or_nothing(X, y, sample_weight, goes_on=True, partial=True, all_classes=classes)
         return self
 
-    def _fit_or_nothing(
-        self, X: Any, y: Any, sample_weight: Any, *, goes_on: bool, **how: Any
-    ) -> None:
-        context = self._init_callback_context(max_subtasks=None)
-        data = {"X": X, "y": y, "metadata": {"sample_weight": sample_weight}}
-        with self._all_or_nothing(), naming_fit(context):
-            self._validate_params()
-            self._check_training_params()
-            if context is not None:
-                context.call_on_fit_task_begin(estimator=self, **data)
-            start = self._model if goes_on and self.__sklearn_is_fitted__() else None
-            # Drawn once, so that a second attempt is the same fit.
-            seed = seed_of(self.random_state) if start is None else start.plan.seed
-            attempt = partial(self._fit, context=context, start=start, seed=seed, **how)
-            interrupted, self.skipped_ = self._skip_unreadable(
-                attempt, X, y, sample_weight, keep_classes="partial" not in how
-            )
-            if len(self.skipped_) and hasattr(self, "validation_indices_"):
-                left = np.delete(np.arange(n_rows(X)), self.skipped_)
-                self.validation_indices_ = left[self.validation_indices_]
-            if context is not None and not interrupted:
-                context.call_on_fit_task_end(estimator=self, reconstruction_attributes=dict, **data)
-        if interrupted:
-            raise KeyboardInterrupt
-
     def _check_training_params(self) -> None:
-        """What scikit-learn's constraints can't say."""
-        if isinstance(self.head, torch.nn.Module):
-            raise TypeError(
-                f"head={type(self.head).__name__}(...) is a module. Pass a callable that makes one "
-                "of (in_features, n_classes), such as torch.nn.Linear."
-            )
-        widths = self.head if isinstance(self.head, tuple) else ()
-        whole = all(isinstance(w, Integral) and not isinstance(w, bool) for w in widths)
-        if not whole or any(w < 1 for w in widths) or self.head == ():
-            raise ValueError(
-                f"head={shown(self.head)}: hidden widths must be positive integers, such as "
-                "(1024,)."
-            )
-        if isinstance(self.optimizer, type) and not issubclass(
-            self.optimizer, torch.optim.Optimizer
-        ):
-            raise ValueError(
-                f"optimizer={shown(self.optimizer)} is not a subclass of torch.optim.Optimizer."
-            )
-
-        if self.criterion != "cross_entropy" and self.label_smoothing:
+        super()._check_training_params()
+        if self.criterion not in Classes.criteria and self.label_smoothing:
             raise ValueError(
                 f"label_smoothing={self.label_smoothing!r} is part of the cross-entropy, but "
                 f"criterion={shown(self.criterion)}. Set label_smoothing=0, or smooth in the "
                 "criterion."
             )
-        for callback in self.callbacks or ():
-            kind = _check_callback(callback)
-            if issubclass(kind, LRScheduler) and not self._leaves_the_rates_to_a_callback():
-                raise ValueError(
-                    f"callbacks holds an {kind.__name__}, which sets learning rates, as "
-                    f"schedule={self.schedule!r} and warmup={self.warmup!r} do. Leave both as they "
-                    "are by default, or leave the callback out."
-                )
 
-    def _leaves_the_rates_to_a_callback(self) -> bool:
-        return self.schedule in ("cosine", "constant") and self.warmup is None
-
-    def _fit(
+    def _read_y(
         self,
-        X: Any,
         y: Any,
         sample_weight: Any,
         *,
-        context: Any,
         start: Model | None,
-        seed: int,
-        partial: bool = False,
-        all_classes: Any = None,
-    ) -> bool:
-        """Fit; say whether the user has stopped it after a whole epoch."""
-        kind_of(X)  # refuses a single image, whose length isn't a number of samples
-        if looks_like_one_picture(X) and len(X) != n_rows(y):
-            raise ValueError(f"{one_picture_message(X.shape)} y has {n_rows(y)} labels.")
-        check_consistent_length(X, y)
+        partial: bool,
+        **how: Any,
+    ) -> Given:
         if partial:
-            classes, labels = self._check_part_of_y(y, all_classes)
+            classes, labels = self._check_part_of_y(y, how["all_classes"])
         else:
             classes, labels = check_labels(y, type(self).__name__)
         weights = check_weights(sample_weight, self.class_weight, classes, labels)
@@ -584,108 +454,7 @@ class PretrainedImageClassifier(
                 f"{shown_several(self.classes_.tolist())}, but y has "
                 f"{shown_several(classes.tolist())}. Set warm_start=False to begin anew."
             )
-        reset = not (partial and start is not None)
-        images = self._open(X, reset=reset, counts=weights > 0)
-        check_consistent_length(np.empty(len(images)), labels)
-        task = Task(images, labels, weights, len(classes))
-        setup = self._setup(self._load_backbone(seed), seed, partial)
-        data = {"X": X, "y": y, "metadata": {"sample_weight": sample_weight}}
-
-        @contextmanager
-        def observe(model: Model) -> Iterator[EpochObserver]:
-            def fitted() -> dict[str, Any]:
-                # A copy, since a model computes on with the weights of its first prediction.
-                return self._fitted_attributes(replace(model), classes)
-
-            net = model.net
-            what = ("solving the head", 1, "solution")
-            if not net.full_batch:
-                what = ("training", net.max_epochs, "epoch")
-            with progress_bar(*what, self.verbose, lines=False) as advance:
-                yield EpochObserver(self, context, data, fitted, advance)
-
-        fit = fit_model(
-            task, setup, observe, start=start, keep_epochs=self.warm_start and not partial
-        )
-        self._set_fitted(fit, classes)
-        self._sample = None if partial else fit.sample  # a part may lack whole classes
-        return fit.outcome.interrupted
-
-    def _setup(self, backbone: Backbone, seed: int, partial: bool) -> Setup:
-        depth = backbone.freeze_depth(self.freeze)
-        device, precision = self._choose_hardware()
-        watches = self.early_stopping and not partial
-        return Setup(
-            backbone=backbone,
-            depth=depth,
-            pooling=self.pooling,
-            head=self.head,
-            dropout=self.dropout,
-            plan=self._plan(depth == len(backbone.stages), seed, partial),
-            augment=self.augment,
-            n_views=self.n_views,
-            validation_fraction=self.validation_fraction if watches else None,
-            precision=precision,
-            device=device,
-            cache=self._cache(),
-            n_jobs=self._n_jobs(),
-            callbacks=self.callbacks,
-            verbose=int(self.verbose),
-        )
-
-    def _plan(self, frozen: bool, seed: int, partial: bool) -> TrainingPlan:
-        optimizer = self._choose_optimizer(frozen, partial)
-        # What "auto" solves is solved to its optimum, whatever is asked of steps.
-        solved = self.optimizer == "auto" and optimizer == "lbfgs"
-        lr, max_epochs = (None, None) if solved else (self.lr, self.max_epochs)
-        lr = default_lr(optimizer, frozen=frozen) if lr is None else lr
-        return TrainingPlan(
-            optimizer=optimizer,
-            lr=lr,
-            backbone_lr=lr if self.backbone_lr is None else self.backbone_lr,
-            layer_decay=self.layer_decay,
-            weight_decay=self.weight_decay,
-            schedule="constant" if partial else self.schedule,
-            warmup=0.0 if partial else self.warmup,
-            max_epochs=1 if partial else max_epochs or default_max_epochs(optimizer),
-            batch_size=self.batch_size,
-            accumulation_steps=self.accumulation_steps,
-            max_grad_norm=self.max_grad_norm,
-            ema_decay=self.ema_decay,
-            label_smoothing=self.label_smoothing,
-            mixup=self.mixup,
-            cutmix=self.cutmix,
-            criterion=self.criterion,
-            unfreeze="at_once" if partial else self.unfreeze,
-            n_iter_no_change=self.n_iter_no_change if self.early_stopping else None,
-            seed=seed,
-            verbose=lines_wanted(int(self.verbose)),
-        )
-
-    def _choose_optimizer(self, frozen: bool, partial: bool) -> OptimizerChoice:
-        """What "auto" stands for; all rows at once will do where nothing asks for steps."""
-        asks_for_steps = {
-            f"dropout={self.dropout!r}": self.dropout,
-            f"mixup={self.mixup!r}": self.mixup,
-            f"cutmix={self.cutmix!r}": self.cutmix,
-            "n_views=None": self.augment is not None and self.n_views is None,
-            "early_stopping=True": self.early_stopping,
-            f"ema_decay={self.ema_decay!r}": self.ema_decay,
-            f"max_grad_norm={self.max_grad_norm!r}": self.max_grad_norm,
-            f"accumulation_steps={self.accumulation_steps!r}": self.accumulation_steps > 1,
-            "partial_fit": partial,
-        }
-        asking = [name for name, asks in asks_for_steps.items() if asks]
-        convex = frozen and self.head in HEADS and self.criterion == "cross_entropy"
-        optimizer = choose_optimizer(self.optimizer, convex=convex and not asking)
-        if optimizer == "lbfgs" and (not frozen or asking):
-            reason = asking[0] if frozen else f"freeze={shown(self.freeze)}"
-            raise ValueError(
-                f"optimizer={shown(self.optimizer)} works on all rows at once, so it needs "
-                f'freeze="all" and nothing that happens step by step; got {reason}. Choose '
-                'optimizer="adamw".'
-            )
-        return optimizer
+        return Given(Classes(len(classes)), labels, weights, {"classes_": classes})
 
     def _check_part_of_y(
         self, y: Any, all_classes: Any
@@ -712,38 +481,6 @@ class PretrainedImageClassifier(
             )
         return classes, class_numbers("y", y, classes)
 
-    def _set_fitted(self, fit: Fit, classes: npt.NDArray[Any]) -> None:
-        for name in ("best_epoch_", "validation_indices_", "adaptation_"):
-            self.__dict__.pop(name, None)
-        self.__dict__.update(self._fitted_attributes(fit.model, classes))
-        if fit.validation is not None:
-            self.best_epoch_ = fit.outcome.best_epoch
-            self.validation_indices_ = fit.validation
-
-    def _fitted_attributes(self, model: Model, classes: npt.NDArray[Any]) -> dict[str, Any]:
-        return {
-            "_model": model,
-            "classes_": classes,
-            "history_": history_rows(model.net),
-            "n_iter_": n_iterations(model.net),
-            "stages_": list(model.backbone.stages),
-            "freeze_": model.depth,
-            "net_": model.net,
-            "device_": model.device,
-            "precision_": model.precision,
-        }
-
-    def _logits(self, X: Any) -> npt.NDArray[np.float64]:
-        check_is_fitted(self)
-        images = self._open(X, reset=False)
-
-        def compute() -> npt.NDArray[np.float64]:
-            logits: npt.NDArray[Any] = self._model.logits(images, self._cache(), self._n_jobs())
-            return np.asarray(logits, dtype=np.float64)
-
-        none = "Their predictions are NaN, or None from predict; score leaves them out."
-        return self._answer(images, compute, none)
-
     def decision_function(self, X: Any) -> npt.NDArray[np.float64]:
         """Compute confidence scores.
 
@@ -757,7 +494,7 @@ class PretrainedImageClassifier(
         ndarray of shape (n_samples, n_classes), or (n_samples,) with two classes
             The logits; with two classes, that of the second less that of the first.
         """
-        logits = self._logits(X)
+        logits = self._outputs(X)
         if len(self.classes_) > 2:
             return logits
         margin: npt.NDArray[np.float64] = logits[:, 1] - logits[:, 0]
@@ -775,7 +512,7 @@ class PretrainedImageClassifier(
         ndarray of shape (n_samples, n_classes)
             Columns in the order of ``classes_``.
         """
-        probabilities: npt.NDArray[np.float64] = softmax(self._logits(X), axis=1)
+        probabilities: npt.NDArray[np.float64] = softmax(self._outputs(X), axis=1)
         return probabilities
 
     def predict_log_proba(self, X: Any) -> npt.NDArray[np.float64]:
@@ -789,7 +526,7 @@ class PretrainedImageClassifier(
         -------
         ndarray of shape (n_samples, n_classes)
         """
-        logarithms: npt.NDArray[np.float64] = log_softmax(self._logits(X), axis=1)
+        logarithms: npt.NDArray[np.float64] = log_softmax(self._outputs(X), axis=1)
         return logarithms
 
     def predict(self, X: Any) -> npt.NDArray[Any]:
@@ -805,7 +542,7 @@ class PretrainedImageClassifier(
             Where images can't be read and ``on_error="skip"``, an array of objects with None in
             their places.
         """
-        logits = self._logits(X)
+        logits = self._outputs(X)
         labels: npt.NDArray[Any] = self.classes_[logits.argmax(axis=1)]
         unanswered = np.isnan(logits).all(axis=1)
         if self.on_error == "skip" and unanswered.any():
@@ -936,7 +673,7 @@ class PretrainedImageClassifier(
         if method not in METHODS:
             raise ValueError(f"method={shown(method)} is not one of {sorted(METHODS)}.")
         kept = (self._cache(), self._n_jobs())
-        settings = Settings(self.weight_decay, self.label_smoothing)
+        settings = Settings(self.weight_decay_, self.label_smoothing)
         (source, source_images), _ = self._skip_unreadable(self._source, X_source, y_source)
 
         def run(X: Any) -> tuple[Adaptation, int]:
@@ -991,37 +728,6 @@ class PretrainedImageClassifier(
         )
         return rows, images
 
-    def transform(self, X: Any) -> npt.NDArray[np.float32]:
-        """Compute the features that the head reads.
-
-        Parameters
-        ----------
-        X : array, list, Series or DataFrame of n_samples images
-
-        Returns
-        -------
-        float32 ndarray of shape (n_samples, n_features)
-        """
-        check_is_fitted(self)
-        images = self._open(X, reset=False)
-        compute = partial(self._model.pooled, images, self._cache(), self._n_jobs())
-        return self._answer(images, compute, "Their features are NaN.")
-
-    def get_feature_names_out(self, input_features: Any = None) -> npt.NDArray[np.object_]:
-        """Name the features that :meth:`transform` gives.
-
-        Parameters
-        ----------
-        input_features : ignored
-
-        Returns
-        -------
-        ndarray of str of shape (n_features,)
-        """
-        check_is_fitted(self)
-        names = [f"penultimate_{i}" for i in range(self._model.head.in_features)]
-        return np.asarray(names, dtype=object)
-
     def to_torch(self) -> TorchClassifier:
         """Make a torch module of the classifier: images in, probabilities out.
 
@@ -1073,7 +779,10 @@ class PretrainedImageClassifier(
         tensor([1, 1, 1, 0])
         """
         check_is_fitted(self)
-        return to_torch(self._model, self._format, self.classes_)
+        module: TorchClassifier = to_torch(
+            self._model, self._format, classes=self.classes_.tolist()
+        )
+        return module
 
     def to_onnx(self, path: str | os.PathLike[str]) -> None:
         """Write the classifier as an ONNX file: images in, probabilities out.
@@ -1119,7 +828,7 @@ class PretrainedImageClassifier(
         shrink them first.
         """
         check_is_fitted(self)
-        to_onnx(self._model, self._format, self.classes_, path)
+        to_onnx(self._model, self._format, path, classes=self.classes_.tolist())
 
     def explain(
         self, X: Any, target: Any = None, *, method: str = "grad_cam"
@@ -1181,64 +890,32 @@ class PretrainedImageClassifier(
             raise ValueError(f"method={shown(method)} is not one of {sorted(EXPLANATIONS)}.")
         images = self._open(X, reset=False)
         if target is None:
-            targets = self._logits(X).argmax(axis=1)
+            targets = self._outputs(X).argmax(axis=1)
         else:
             labels = np.full(len(images), target) if np.ndim(target) == 0 else target
             targets = class_numbers("target", labels, self.classes_)
             check_consistent_length(np.empty(len(images)), targets)
         return explain_images(self._model, images, targets, method)
 
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "_model")
+    def _set_fitted(self, fit: Fit, given: Given, partial: bool) -> None:
+        super()._set_fitted(fit, given, partial)
+        self._sample = None if partial else fit.sample  # a part may lack whole classes
+        self.__dict__.pop("adaptation_", None)
 
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = []
-        return tags
-
-    def __sktl_backbone__(self) -> Backbone:
-        return self._model.backbone if self.__sklearn_is_fitted__() else super().__sktl_backbone__()
-
-    def __sktl_path__(self) -> tuple[Sequence[nn.Module], int]:
-        model = self._model
-        parts = (model.backbone.prefix(model.depth, model.pooling), model.net.module_.suffix)
-        return parts, model.head.in_features
-
-    def _summary(self) -> Summary:
-        n_trained = sum(parameter.numel() for parameter in self.net_.module_.parameters())
-        facts = [
-            ("Backbone", name_of(self._model.backbone.architecture.source)),
-            ("Trained parameters", f"{n_trained:,}"),
-            ("Classes", listed(self.classes_.tolist())),
-            ("Device", str(self.device_)),
-            ("Precision", self.precision_),
-        ]
-        stages = self.stages_
-        return Summary(facts, stages[: self.freeze_], [*stages[self.freeze_ :], "head"])
+    def _fact_of_y(self) -> tuple[str, str]:
+        return "Classes", listed(self.classes_.tolist())
 
     def _store(self, state: dict[str, Any], pack: Packer) -> dict[str, Any]:
-        for name in ("net_", "device_", "precision_"):
-            del state[name]
+        state = super()._store(state, pack)
         if "adaptation_" in state:
             state["adaptation_"] = dict(state["adaptation_"])
-        return state | {
-            "history_": plain_rows(self.history_),
-            "_model": store_model(self._model, self.precision, pack),
-            "_sample": self._sample and {k: np.asarray(v) for k, v in vars(self._sample).items()},
-        }
+        sample = self._sample and {k: np.asarray(v) for k, v in vars(self._sample).items()}
+        return state | {"_sample": sample}
 
     def _restore(self, state: dict[str, Any]) -> dict[str, Any]:
+        state = super()._restore(state)
         if "_model" in state:
-            model = restore_model(state["_model"])
-            state |= {
-                "_model": model,
-                "net_": model.net,
-                "device_": model.device,
-                "precision_": model.precision,
-                "_sample": _restore_sample(state.get("_sample")),
-            }
-            state.setdefault("skipped_", np.arange(0))  # older files lack it
-            state["history_"] = read_rows(state["history_"])
+            state["_sample"] = _restore_sample(state.get("_sample"))
         if "adaptation_" in state:
             state["adaptation_"] = Bunch(**{"adapted": True} | state["adaptation_"])
         return state
@@ -1249,27 +926,3 @@ def _restore_sample(stored: dict[str, Any] | None) -> LabelledFeatures | None:
         return None
     tensors = {k: torch.from_numpy(np.array(v)) for k, v in stored.items() if k != "n_classes"}
     return LabelledFeatures(**tensors, n_classes=int(stored["n_classes"]))
-
-
-def _check_callback(callback: Any) -> type[Callback]:
-    """Accept what skorch does: a callback, or a pair of a name and one; a class will do.
-
-    Returns
-    -------
-    type
-        Of the callback.
-    """
-    pair = isinstance(callback, tuple) and len(callback) == 2 and isinstance(callback[0], str)
-    kind = callback[1] if pair else callback
-    kind = kind if isinstance(kind, type) else type(kind)
-    if not issubclass(kind, Callback):
-        raise TypeError(
-            f"callbacks holds {shown(callback)}, which is not a skorch callback. Pass a list of "
-            "skorch.callbacks.Callback instances, or of pairs of a name and one."
-        )
-    if issubclass(kind, InputShapeSetter):
-        raise ValueError(
-            f"callbacks holds an {kind.__name__}, which rebuilds the network for the shape of its "
-            "input. sktl has built it for the features of your backbone; leave the callback out."
-        )
-    return kind

@@ -1,4 +1,4 @@
-"""Labels and weights: from what users pass as y to class numbers."""
+"""Labels, numbers and weights: from what users pass as y to what a net learns."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import issparse
 from sklearn.utils import column_or_1d, compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite, check_array, check_non_negative
@@ -124,6 +125,29 @@ def check_weights(
     return weights
 
 
+def check_sample_weight(sample_weight: Any, n: int) -> npt.NDArray[np.float64]:
+    """Weights of samples.
+
+    Parameters
+    ----------
+    sample_weight : array-like of shape (n,), number or None
+    n : int
+
+    Returns
+    -------
+    float64 ndarray of shape (n,)
+
+    Raises
+    ------
+    ValueError
+        If a weight is negative or not finite, or all are zero.
+    """
+    weights = _weights_of_rows(sample_weight, n)
+    if not weights.sum() > 0:
+        raise ValueError("sample_weight is zero for every image; at least one must count.")
+    return weights
+
+
 def _weights_of_rows(sample_weight: Any, n: int) -> npt.NDArray[np.float64]:
     if sample_weight is None or isinstance(sample_weight, Number):
         weights = np.full(n, 1.0 if sample_weight is None else sample_weight, dtype=np.float64)
@@ -138,6 +162,95 @@ def _weights_of_rows(sample_weight: Any, n: int) -> npt.NDArray[np.float64]:
         )
     check_non_negative(weights, "`sample_weight`")
     return weights
+
+
+def check_numbers(y: Any, estimator: str) -> npt.NDArray[np.float64]:
+    """Read the numbers in y.
+
+    Parameters
+    ----------
+    y : array-like of shape (n,) or (n, n_outputs)
+    estimator : str
+        The name to use in messages.
+
+    Returns
+    -------
+    float64 ndarray of the same shape
+
+    Raises
+    ------
+    TypeError
+        If y is sparse.
+    ValueError
+        If y is anything else than one finite number, or several, for each image.
+    """
+    if y is None:
+        raise ValueError(f"{estimator} requires y to be passed, but the target y is None.")
+    if issparse(y):
+        raise TypeError(
+            f"y is sparse, but {estimator} learns dense numbers. Pass y.toarray() in its place."
+        )
+    values = _numeric(y, estimator)
+    if values.ndim not in (1, 2) or 0 in values.shape[1:]:
+        raise ValueError(
+            f"y has shape {values.shape}, but must have one number for each image, or a row of "
+            "several."
+        )
+    if len(values) == 0:  # and X with it
+        raise ValueError("Found 0 sample(s) in X and y while a minimum of 1 is required.")
+    assert_all_finite(values, input_name="y")
+    return values
+
+
+def _numeric(y: Any, estimator: str) -> npt.NDArray[np.float64]:
+    # NumPy makes text of the numbers in a list that holds text.
+    mixed = isinstance(y, list | tuple) and any(isinstance(value, str) for value in y)
+    try:
+        given = np.asarray(y, dtype=object if mixed else None)
+        cells = given.ravel().tolist() if given.dtype == object else given.ravel()[:1]
+        if any(cell is None for cell in cells):
+            raise ValueError("Input y contains None. Leave out the images that have no number.")
+        if np.iscomplexobj(given):
+            raise ValueError("Complex data not supported in y. Pass real numbers.")
+        numeric = given.dtype.kind in "biuf"
+        for cell in cells:
+            if not numeric and (given.dtype != object or isinstance(cell, str | bytes | complex)):
+                raise ValueError(
+                    f"y holds {shown(cell)}, but {estimator} learns numbers. For classes, use "
+                    "PretrainedImageClassifier."
+                )
+        return given.astype(np.float64)
+    except TypeError as error:
+        raise ValueError(f"y can't be read as numbers: {error}.") from error
+
+
+def standardization(
+    y: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Weighted mean and standard deviation of each output; the latter is 1 where it would be 0.
+
+    Parameters
+    ----------
+    y : float64 array of shape (n,) or (n, n_outputs)
+    weights : float64 array of shape (n,)
+
+    Raises
+    ------
+    ValueError
+        If the numbers are too large for it.
+    """
+    columns, shares = y.reshape(len(y), -1), weights / weights.sum()
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = shares @ columns
+        scale = np.sqrt(shares @ (columns - mean) ** 2)
+    if not np.isfinite(scale).all():
+        raise ValueError(
+            f"y holds numbers up to {np.abs(y).max():g}, whose squares are too large for float64. "
+            "Pass y in another unit."
+        )
+    scale[scale <= 10 * np.finfo(np.float64).eps * np.abs(mean)] = 1.0
+    scale[scale == 0] = 1.0
+    return tuple(mean.tolist()), tuple(scale.tolist())
 
 
 def _check_kinds(labels: Sequence[Any]) -> None:

@@ -26,6 +26,7 @@ from ..images.preprocessing import RECIPE_MODES, Recipe, Size, as_size, height_w
 from ..model.adapt import METHODS
 from ..training.heads import HEADS, ONE_LAYER
 from ..training.optimization import OPTIMIZERS, SCHEDULES, UNFREEZING
+from ..training.targets import Classes, Numbers
 from .container import FileFormatError, NotSavableError
 from .readers import (
     Reader,
@@ -316,38 +317,33 @@ _network = {
     "frozen_sha256": optional(text),
 }
 _widths = tuple_of(integer(1, 2**31))
-_head = record(
-    {
-        "head": either(one_of(*ONE_LAYER), _widths),
-        "n_classes": integer(2),
-        "dropout": _share,
-        "in_features": integer(1, 2**31),
-    }
-)
-_plan = record(
-    {
-        "optimizer": one_of(*OPTIMIZERS),
-        "lr": _positive,
-        "backbone_lr": _positive,
-        "layer_decay": number(0, 1, above=True),
-        "weight_decay": number(0),
-        "schedule": one_of(*SCHEDULES),
-        "warmup": optional(_share),
-        "max_epochs": _least_one,
-        "batch_size": _least_one,
-        "accumulation_steps": _least_one,
-        "max_grad_norm": optional(_positive),
-        "ema_decay": optional(number(0, 1, above=True, below=True)),
-        "label_smoothing": _share,
-        "mixup": number(0),
-        "cutmix": number(0),
-        "criterion": one_of("cross_entropy"),
-        "unfreeze": one_of(*UNFREEZING),
-        "n_iter_no_change": optional(_least_one),
-        "seed": integer(0, 2**31 - 1),
-        "verbose": integer(0, 1),
-    }
-)
+_head = {
+    "head": either(one_of(*ONE_LAYER), _widths),
+    "dropout": _share,
+    "in_features": integer(1, 2**31),
+}
+_plan = {
+    "optimizer": one_of(*OPTIMIZERS),
+    "lr": _positive,
+    "backbone_lr": _positive,
+    "layer_decay": number(0, 1, above=True),
+    "schedule": one_of(*SCHEDULES),
+    "warmup": optional(_share),
+    "max_epochs": _least_one,
+    "batch_size": _least_one,
+    "accumulation_steps": _least_one,
+    "max_grad_norm": optional(_positive),
+    "ema_decay": optional(number(0, 1, above=True, below=True)),
+    "label_smoothing": _share,
+    "weight_decay": either(one_of("auto"), number(0)),
+    "mixup": number(0),
+    "cutmix": number(0),
+    "unfreeze": one_of(*UNFREEZING),
+    "n_iter_no_change": optional(_least_one),
+    "seed": integer(0, 2**31 - 1),
+    "verbose": integer(0, 1),
+}
+_plan_may_lack = {"chosen_decay": number(0)}
 _may_lack = {
     "n_features_in_": integer(1, 2**31),
     "feature_names_in_": list_of(text),
@@ -473,32 +469,27 @@ def _check_same(read: Stored, tensors: Tensors) -> None:
             raise FileFormatError(f"There are no tensors that those of same.{part} could be.")
 
 
-# PretrainedImageClassifier -------------------------------------------------------------
+# What both that are trained have -------------------------------------------------------
 
 
-def _classifier_parts(state: Stored) -> tuple[Stored, Stored, Tensors]:
-    stored, sample = state.pop("_model"), state.pop("_sample")
+def _trained_parts(state: Stored) -> tuple[Stored, Stored, Tensors]:
+    stored = state.pop("_model")
     attributes = _shared_attributes(state) | {
-        "classes_": _labels_to_json(state.pop("classes_")),
         "history_": _to_cells(state.pop("history_")),
         "n_iter_": int(state.pop("n_iter_")),
         "stages_": state.pop("stages_"),
     }
     del state["freeze_"]  # the model's depth
     tensors = tensors_of(stored["frozen"], "frozen") | tensors_of(stored["trained"], "trained")
-    if sample is not None and sample["features"].nbytes <= _SAMPLE_BYTES:
-        names = ("features", "labels", "weights")
-        tensors |= {f"sample/{name}": torch.from_numpy(sample[name]) for name in names}
     if "best_epoch_" in state:
         attributes["best_epoch_"] = int(state.pop("best_epoch_"))
         tensors["validation_indices_"] = torch.from_numpy(state.pop("validation_indices_"))
     skipped = state.pop("skipped_", np.arange(0)).tolist()
     if skipped:
         attributes["skipped_"] = skipped
-    if "adaptation_" in state:
-        adaptation = state.pop("adaptation_")
-        attributes["adaptation_"] = adaptation | {"proportions": adaptation["proportions"].tolist()}
     plan = {name: plain(name, value) for name, value in stored["plan"].items()}
+    if plan["chosen_decay"] is None:
+        del plan["chosen_decay"]
     head = stored["head"]
     widths = [int(n) for n in head["head"]] if isinstance(head["head"], tuple) else None
     model = _network_to_json(stored) | {
@@ -513,49 +504,37 @@ def _classifier_parts(state: Stored) -> tuple[Stored, Stored, Tensors]:
     return attributes, model, tensors
 
 
-def _classifier_state(attributes: Stored, model: Stored, tensors: Tensors) -> Stored:
+def _trained_state(attributes: Stored, model: Stored, tensors: Tensors) -> Stored:
     state = _shared_state(attributes)
     if "validation_indices_" in tensors:
         state["validation_indices_"] = tensors["validation_indices_"].numpy()
     if "skipped_" in state:
         state["skipped_"] = np.array(state["skipped_"], dtype=np.int64)
-    sample = None
-    if "sample/features" in tensors:
-        sample = {n: tensors[f"sample/{n}"].numpy() for n in ("features", "labels", "weights")}
-        sample["n_classes"] = np.asarray(model["head"]["n_classes"])
     kept = ("depth", "pooling", "head", "plan", "history")
     weights = {part: _weights(tensors, part, model["same"][part]) for part in ("frozen", "trained")}
     return state | {
         "freeze_": model["depth"],
-        "_sample": sample,
         "_model": _network_to_state(model) | {k: model[k] for k in kept} | weights,
     }
 
 
-def _check_classifier(read: Stored) -> None:
+def _check_trained(read: Stored) -> None:
     _check_columns(read)
     _check_network(read)
-    attributes, head = read["attributes"], read["model"]["head"]
-    n_classes, adaptation = len(attributes["classes_"]), attributes.get("adaptation_")
-    if head["n_classes"] != n_classes:
-        raise FileFormatError(f"The head is for {head['n_classes']} classes, not {n_classes}.")
-    if adaptation is not None and len(adaptation.proportions) != n_classes:
-        raise FileFormatError("adaptation_ has the proportions of other classes.")
-    if not 0 <= read["model"]["depth"] <= len(attributes["stages_"]):
+    if not 0 <= read["model"]["depth"] <= len(read["attributes"]["stages_"]):
         raise FileFormatError(f"depth={read['model']['depth']} does not go with the stages.")
 
 
-def _check_classifier_tensors(read: Stored, tensors: Tensors) -> None:
+def _check_trained_tensors(read: Stored, tensors: Tensors, n_outputs: int) -> None:
     _check_same(read, tensors)
-    _check_head(read["model"]["head"], tensors)
+    _check_head(read["model"]["head"], n_outputs, tensors)
     _check_indices(read["attributes"], tensors)
-    _check_sample(read["model"]["head"], tensors)
 
 
-def _check_head(head: Stored, tensors: Tensors) -> None:
+def _check_head(head: Stored, n_outputs: int, tensors: Tensors) -> None:
     """Before it is built: a few digits may ask for more memory than there is."""
     hidden = () if head["head"] in ONE_LAYER else head["head"]
-    widths = (head["in_features"], *hidden, head["n_classes"])
+    widths = (head["in_features"], *hidden, n_outputs)
     wanted = [(out, into) for into, out in zip(widths, widths[1:], strict=False)]
     found = {
         tuple(tensor.shape)
@@ -574,6 +553,67 @@ def _check_indices(attributes: Stored, tensors: Tensors) -> None:
         indices.dtype is not torch.int64 or indices.ndim != 1 or bool((indices < 0).any())
     ):
         raise FileFormatError("validation_indices_ must be row numbers.")
+
+
+_trained_attributes = {
+    "history_": _history,
+    "n_iter_": integer(0),
+    "stages_": list_of(text, least=1),
+}
+_trained_may_lack = _may_lack | {
+    "best_epoch_": integer(0),
+    "skipped_": list_of(integer(0)),
+}
+_trained_model = _network | {
+    "depth": integer(0, 2**15),
+    "history": _history,
+    "same": record({"frozen": mapping_of(text), "trained": mapping_of(text)}),
+}
+_trained_parameters = _parameters | {
+    "head": either(one_of(*HEADS), _widths),
+    "callbacks": one_of(None),
+}
+
+
+# PretrainedImageClassifier -------------------------------------------------------------
+
+
+def _classifier_parts(state: Stored) -> tuple[Stored, Stored, Tensors]:
+    sample, classes = state.pop("_sample"), state.pop("classes_")
+    attributes, model, tensors = _trained_parts(state)
+    attributes["classes_"] = _labels_to_json(classes)
+    model["head"]["n_classes"] = model["head"].pop("n_outputs")
+    if sample is not None and sample["features"].nbytes <= _SAMPLE_BYTES:
+        names = ("features", "labels", "weights")
+        tensors |= {f"sample/{name}": torch.from_numpy(sample[name]) for name in names}
+    if "adaptation_" in state:
+        adaptation = state.pop("adaptation_")
+        attributes["adaptation_"] = adaptation | {"proportions": adaptation["proportions"].tolist()}
+    return attributes, model, tensors
+
+
+def _classifier_state(attributes: Stored, model: Stored, tensors: Tensors) -> Stored:
+    sample = None
+    if "sample/features" in tensors:
+        sample = {n: tensors[f"sample/{n}"].numpy() for n in ("features", "labels", "weights")}
+        sample["n_classes"] = np.asarray(model["head"]["n_classes"])
+    return _trained_state(attributes, model, tensors) | {"_sample": sample}
+
+
+def _check_classifier(read: Stored) -> None:
+    _check_trained(read)
+    attributes, head = read["attributes"], read["model"]["head"]
+    n_classes, adaptation = len(attributes["classes_"]), attributes.get("adaptation_")
+    if head["n_classes"] != n_classes:
+        raise FileFormatError(f"The head is for {head['n_classes']} classes, not {n_classes}.")
+    if adaptation is not None and len(adaptation.proportions) != n_classes:
+        raise FileFormatError("adaptation_ has the proportions of other classes.")
+
+
+def _check_classifier_tensors(read: Stored, tensors: Tensors) -> None:
+    head = read["model"]["head"]
+    _check_trained_tensors(read, tensors, head["n_classes"])
+    _check_sample(head, tensors)
 
 
 def _check_sample(head: Stored, tensors: Tensors) -> None:
@@ -595,40 +635,76 @@ def _check_sample(head: Stored, tensors: Tensors) -> None:
 
 
 CLASSIFIER = Layout(
-    parameters=_parameters
-    | {
-        "head": either(one_of(*HEADS), _widths),
-        "class_weight": optional(either(text, list_of(tuple_of(scalar, 2)))),
-        "callbacks": one_of(None),
-    },
+    parameters=_trained_parameters
+    | {"class_weight": optional(either(text, list_of(tuple_of(scalar, 2))))},
     attributes=record(
-        {
-            "classes_": _labels,
-            "history_": _history,
-            "n_iter_": integer(0),
-            "stages_": list_of(text, least=1),
-        },
-        _may_lack
-        | {
-            "best_epoch_": integer(0),
-            "adaptation_": _adaptation,
-            "skipped_": list_of(integer(0)),
-        },
+        _trained_attributes | {"classes_": _labels},
+        _trained_may_lack | {"adaptation_": _adaptation},
     ),
     model=record(
-        _network
+        _trained_model
         | {
-            "depth": integer(0, 2**15),
-            "head": _head,
-            "plan": _plan,
-            "history": _history,
-            "same": record({"frozen": mapping_of(text), "trained": mapping_of(text)}),
+            "head": record(_head | {"n_classes": integer(2)}),
+            "plan": record(_plan | {"criterion": one_of(*Classes.criteria)}, _plan_may_lack),
         }
     ),
     to_parts=_classifier_parts,
     to_state=_classifier_state,
     check=_check_classifier,
     check_tensors=_check_classifier_tensors,
+    frozen_part=lambda backbone, model: backbone.prefix(model["depth"], model["pooling"]),
+)
+
+
+# PretrainedImageRegressor --------------------------------------------------------------
+
+
+def _regressor_parts(state: Stored) -> tuple[Stored, Stored, Tensors]:
+    target = state["_model"]["target"]
+    attributes, model, tensors = _trained_parts(state)
+    model["target"] = {name: target[name] for name in ("mean", "scale", "flat")}
+    return attributes, model, tensors
+
+
+def _regressor_state(attributes: Stored, model: Stored, tensors: Tensors) -> Stored:
+    state = _trained_state(attributes, model, tensors)
+    state["_model"]["target"] = {"kind": Numbers.kind} | model["target"]
+    return state
+
+
+def _check_regressor(read: Stored) -> None:
+    _check_trained(read)
+    target, n_outputs = read["model"]["target"], read["model"]["head"]["n_outputs"]
+    lengths = [len(target[name]) for name in ("mean", "scale")]
+    if lengths != [n_outputs, n_outputs] or (target["flat"] and n_outputs > 1):
+        raise FileFormatError(f"The target does not go with a head of {n_outputs} outputs.")
+
+
+def _check_regressor_tensors(read: Stored, tensors: Tensors) -> None:
+    _check_trained_tensors(read, tensors, read["model"]["head"]["n_outputs"])
+
+
+REGRESSOR = Layout(
+    parameters=_trained_parameters,
+    attributes=record(_trained_attributes, _trained_may_lack),
+    model=record(
+        _trained_model
+        | {
+            "target": record(
+                {
+                    "mean": tuple_of(number()),
+                    "scale": tuple_of(number(0, above=True)),
+                    "flat": flag,
+                }
+            ),
+            "head": record(_head | {"n_outputs": integer(1)}),
+            "plan": record(_plan | {"criterion": one_of(*Numbers.criteria)}, _plan_may_lack),
+        }
+    ),
+    to_parts=_regressor_parts,
+    to_state=_regressor_state,
+    check=_check_regressor,
+    check_tensors=_check_regressor_tensors,
     frozen_part=lambda backbone, model: backbone.prefix(model["depth"], model["pooling"]),
 )
 

@@ -206,7 +206,7 @@ def load(path: Path) -> Any:
 
     Returns
     -------
-    PretrainedImageClassifier or PretrainedImageFeatures
+    PretrainedImageClassifier, PretrainedImageRegressor or PretrainedImageFeatures
 
     Raises
     ------

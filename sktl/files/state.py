@@ -35,6 +35,7 @@ from ..model.joined import Model, assemble_net
 from ..randomness import seeded
 from ..training.heads import HeadShape
 from ..training.optimization import TrainingPlan
+from ..training.targets import KINDS, Target
 
 FORMAT = 2
 # What versions did that lacked a parameter, where its default is something else.
@@ -282,6 +283,7 @@ def store_model(model: Model, asked_precision: str, pack: Pack) -> Stored:
         "precision": model.precision,
         "asked_precision": asked_precision,
         "device": str(model.device),
+        "target": {"kind": model.target.kind} | to_settings(model.target),
         "head": head,
         "plan": plan,
         "trained": store_weights(model.net.module_, given),
@@ -291,19 +293,26 @@ def store_model(model: Model, asked_precision: str, pack: Pack) -> Stored:
 
 def restore_model(stored: Stored) -> Model:
     """Build a stored model again; hardware that is not to be had falls back, with a warning."""
-    head = HeadShape(**{k: unpack(v) for k, v in stored["head"].items()})
+    settings = {k: unpack(v) for k, v in stored["head"].items()}
+    n_classes = settings.pop("n_classes", None)  # what older versions call the outputs
+    head = HeadShape(**({} if n_classes is None else {"n_outputs": n_classes}) | settings)
+    target = _target(stored.get("target") or {"kind": "classes", "n_classes": head.n_outputs})
     plan = TrainingPlan(**{k: unpack(v) for k, v in stored["plan"].items()})
     backbone = restore_backbone(stored, plan.seed)
     device = restore_device(stored["device"])
     precision = restore_precision(stored["asked_precision"], stored["precision"], device)
     depth, pooling = stored["depth"], stored["pooling"]
     restore_frozen(backbone, backbone.prefix(depth, pooling), stored)
-    net = assemble_net(backbone, depth, pooling, head, plan, precision, device)
+    net = assemble_net(backbone, depth, pooling, target, head, plan, precision, device)
     restore_weights(net.module_, stored["trained"], _given_tensors(backbone.architecture.source))
     for row in read_rows(stored["history"]):
         net.history.new_epoch()
         net.history[-1].update(row)
-    return Model(backbone, depth, pooling, precision, device, head, plan, net)
+    return Model(backbone, depth, pooling, precision, device, target, head, plan, net)
+
+
+def _target(stored: Stored) -> Target:
+    return KINDS[stored["kind"]](**{k: v for k, v in stored.items() if k != "kind"})
 
 
 def plain_rows(history: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -17,12 +17,13 @@ from ..backbones import Backbone, Pooling, Stages
 from ..cache import FeatureCache, empty_rows
 from ..cache.leases import Claims
 from ..hardware import PRECISIONS
+from ..images import jpeg
 from ..images.augmentation import View
 from ..images.preprocessing import Recipe
 from ..images.reading import Images
 from .module import FrozenModule, ahead, computed_by
 
-_REVISION = 3  # of how images are decoded and prepared; others than kept features are then made
+_REVISION = 4  # of how images are decoded and prepared; others than kept features are then made
 _PER_LOOKUP = 128  # rows that are looked for, or held, at a time
 _PREPARED = 32  # images a thread prepares at a time
 _PAUSE = 0.05  # seconds between two looks for rows that another process computes
@@ -75,7 +76,10 @@ class FrozenPrefix:
     def key(self) -> bytes:
         """Hash of all that the features depend on, other than the image."""
         in_use = computed_by(self.device, PRECISIONS[self.precision])
-        environment = (_REVISION, self.precision, torch.__version__, self.device.type, in_use)
+        environment = (
+            *(_REVISION, jpeg.decoder(), self.precision, torch.__version__),
+            *(self.device.type, in_use),
+        )
         hardware = torch.backends.cpu.get_cpu_capability()
         if self._backbone.identity is not None:
             place = (self._backbone.identity, self.stage, self.pooling)

@@ -12,17 +12,18 @@ from typing import Any, BinaryIO, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from . import jpeg
 from .depth import DeepValues, deep_values, depth_of
+from .orientation import upright
 
 # Makes grey levels of values of more than 8 bits, or says by a ValueError why it can't.
 Scale: TypeAlias = Callable[[npt.NDArray[Any]], npt.NDArray[np.uint8]]
 
-# Pixels that are decoded for each one that is wanted, at least, as in Pillow's thumbnail.
-_SPARE = 2
 _CHUNK = 65536  # values scaled at once: what stays in the cache goes through it 2.5 times as fast
 
+_JPEG_FORMATS = ("JPEG", "MPO")  # an MPO file is a JPEG file with others behind it, as of phones
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # what a file begins with; also BigTIFF
 
 
@@ -49,7 +50,9 @@ def _from_16_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 def decode_file(
     file: str | bytes, size: int | None = None, scale: Scale = _from_16_bits
 ) -> npt.NDArray[np.uint8]:
-    """Decode a file with Pillow, to (h, w, 3); raises nearly anything on a bad file.
+    """Decode a file, to (h, w, 3); raises nearly anything on a bad file.
+
+    Plain JPEG files, by their header, are for :mod:`sktl.images.jpeg`, all others for Pillow.
 
     Parameters
     ----------
@@ -62,9 +65,20 @@ def decode_file(
     scale : callable, default=from 0 to 65535
         For values of more than 8 bits.
     """
-    with _opened(file) as opened, _identified(opened) as image:
-        if size is not None and image.format == "JPEG":
-            fraction = max(1, min(image.size) // (_SPARE * size))
+    with _opened(file) as opened:
+        if opened.read(len(jpeg.BEGINNING)) == jpeg.BEGINNING:
+            opened.seek(0)
+            pixels = jpeg.decode_plain(opened.read(), size)
+            if pixels is not None:
+                return pixels
+        opened.seek(0)
+        return _decode_by_pillow(opened, size, scale)
+
+
+def _decode_by_pillow(opened: BinaryIO, size: int | None, scale: Scale) -> npt.NDArray[np.uint8]:
+    with _identified(opened) as image:
+        if image.format in _JPEG_FORMATS:
+            fraction = jpeg.fraction_of(min(image.size), size)
             image.draft(None, (image.width // fraction, image.height // fraction))
         deep = deep_values(image, in_file=True)
         return pillow_to_rgb(image, scale) if deep is None else _deep_to_rgb(deep, scale)
@@ -191,7 +205,7 @@ def _tiff_bands(opened: BinaryIO) -> npt.NDArray[Any]:
 def pillow_bands(image: Image.Image) -> npt.NDArray[Any]:
     """Give the upright pixels of a PIL image with its own bands, as (h, w, n_bands)."""
     image.load()
-    image = _upright(image)
+    image = upright(image)
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA")
     elif image.mode == "1":
@@ -210,11 +224,11 @@ def pillow_to_rgb(image: Image.Image, scale: Scale) -> npt.NDArray[np.uint8]:
         For values of more than 8 bits.
     """
     image.load()  # so that what is wrong with the pixels is raised here, not swallowed below
-    deep = deep_values(_upright(image), in_file=False)
+    deep = deep_values(upright(image), in_file=False)
     if deep is not None:
         return _deep_to_rgb(deep, scale)
     is_transparent = image.has_transparency_data
-    image = _upright(image)
+    image = upright(image)
     if is_transparent or image.mode in ("RGBa", "La"):
         return _over_white(np.array(_with_alpha(image)))
     if image.mode in ("P", "PA"):
@@ -266,17 +280,6 @@ def over_white(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     opacity = np.where(varies[:, np.newaxis, np.newaxis, np.newaxis], alpha, 255).astype(np.uint16)
     mixed = colours * opacity + 255 * (255 - opacity) + 127  # at most 65152
     return (mixed // 255).astype(np.uint8)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        # Pillow's function copies what is upright already, a fifth of the time of a JPEG file.
-        is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        return ImageOps.exif_transpose(image) if is_turned else image
-    except MemoryError:
-        raise
-    except Exception:  # broken metadata does not make the pixels unreadable
-        return image
 
 
 def scale_to_uint8(

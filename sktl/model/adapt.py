@@ -170,7 +170,7 @@ def adapt_model(job: Job, method: str, check: bool) -> Adaptation:
     reason = _why_not_called_for(job, method) if check else None
     adapts = reason is None
     model, features = METHODS[method](job) if adapts else (replace(job.model), job.features)
-    proportions = torch.softmax(model.logits_of(features).double(), dim=1).mean(0)
+    proportions = torch.softmax(model.outputs_of(features).double(), dim=1).mean(0)
     judged = expected_accuracy(job.home, job.target)
     if not adapts:
         warnings.warn(
@@ -380,9 +380,9 @@ def _assembled(job: Job, depth: int, plan: TrainingPlan, head: LinearHead) -> Mo
     n_classes, in_features = head.weight.shape
     shape = HeadShape(job.head, n_classes, 0.0, in_features)
     parts = (model.backbone, depth, model.pooling)
-    net = assemble_net(*parts, shape, plan, model.precision, model.device)
+    net = assemble_net(*parts, model.target, shape, plan, model.precision, model.device)
     linear = net.module_.head[-1]
     with torch.no_grad():
         linear.weight.copy_(head.weight)
         linear.bias.copy_(head.bias)
-    return Model(*parts, model.precision, model.device, shape, plan, net)
+    return Model(*parts, model.precision, model.device, model.target, shape, plan, net)

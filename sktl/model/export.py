@@ -1,20 +1,20 @@
-"""Fitted classifiers for programs without sktl: a torch module, and a file in the ONNX format."""
+"""Fitted estimators for programs without sktl: a torch module, and a file in the ONNX format."""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from ..atomic import Path, replacing
 from ..frozen.fusion import fold_norms
 from ..images.format import EIGHT_BIT, ImageFormat, Range
+from ..training.targets import Classes, Numbers, Target
 from ..version import __version__
 from .exported_resize import Resize
 from .joined import Model
@@ -24,7 +24,7 @@ _OPSET = 18  # the first whose operators take all that is used here
 
 
 class ReadPixels(nn.Module):
-    """Bring images to uint8 as the classifier does: by the range of values that it has learned.
+    """Bring images to uint8 as the estimator does: by the range of values that it has learned.
 
     Parameters
     ----------
@@ -56,8 +56,8 @@ class ReadPixels(nn.Module):
         return f"uint8={self.uint8!r}, floating={self.floating!r}"
 
 
-class TorchClassifier(nn.Module):
-    """A fitted classifier as one module: images in, probabilities out.
+class _TorchModel(nn.Module):
+    """A fitted model as one module: images in, answers out.
 
     Parameters
     ----------
@@ -67,9 +67,9 @@ class TorchClassifier(nn.Module):
     network : torch.nn.Module
         From prepared uint8 images to what the head reads; normalises them first.
     head : torch.nn.Module
-        From features to logits.
-    classes : list
-        The labels, in the order of the probabilities.
+        From features to outputs.
+    target : Target
+        Knows what outputs mean.
     """
 
     def __init__(
@@ -78,17 +78,17 @@ class TorchClassifier(nn.Module):
         prepare: nn.Module,
         network: nn.Module,
         head: nn.Module,
-        classes: Sequence[Any],
+        target: Target,
     ) -> None:
         super().__init__()
         self.read = read
         self.prepare = prepare
         self.network = network
         self.head = head
-        self.classes = list(classes)
+        self.target = target
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classify a batch.
+        """Answer a batch.
 
         Parameters
         ----------
@@ -96,27 +96,57 @@ class TorchClassifier(nn.Module):
 
         Returns
         -------
-        probabilities : float32 tensor of shape (n, n_classes)
+        float32 tensor with a row for each image
         """
         tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
         if not tracing and (images.ndim != 4 or images.shape[1] != 3):
             raise ValueError(f"images must be of shape (n, 3, h, w), got {tuple(images.shape)}.")
         features = self.network(self.prepare(self.read(images)))
-        return torch.softmax(self.head(features), dim=1)
+        return self.target.answers(self.head(features))
 
 
-def to_torch(model: Model, fmt: ImageFormat, classes: npt.NDArray[Any]) -> TorchClassifier:
+class TorchClassifier(_TorchModel):
+    """A fitted classifier as one module: images in, probabilities (n, n_classes) out.
+
+    Parameters
+    ----------
+    *parts : object
+        What every model has.
+    classes : list
+        The labels, in the order of the probabilities.
+    """
+
+    def __init__(self, *parts: Any, classes: Sequence[Any]) -> None:
+        super().__init__(*parts)
+        self.classes = list(classes)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Older versions' pickles have no target."""
+        state = {"target": Classes(len(state["classes"]))} | state
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+
+
+class TorchRegressor(_TorchModel):
+    """A fitted regressor as one module: images in, numbers (n,) or (n, n_outputs) out."""
+
+
+def to_torch(model: Model, fmt: ImageFormat, **about: Any) -> Any:
     """Copy a fitted model; see :meth:`sktl.PretrainedImageClassifier.to_torch`.
 
     Parameters
     ----------
     model : Model
     fmt : ImageFormat
-        How the classifier reads arrays.
-    classes : ndarray of shape (n_classes,)
+        How the estimator reads arrays.
+    **about : list
+        `classes` of a classifier.
+
+    Returns
+    -------
+    TorchClassifier or TorchRegressor
     """
     read = ReadPixels(_range_of("uint8", fmt), _range_of("float32", fmt))
-    return _assembled(model, read, Resize(model.backbone.recipe), classes)
+    return _assembled(model, read, Resize(model.backbone.recipe), about)
 
 
 def _range_of(dtype: str, fmt: ImageFormat) -> Range | str:
@@ -127,45 +157,54 @@ def _range_of(dtype: str, fmt: ImageFormat) -> Range | str:
 
 
 def _assembled(
-    model: Model, read: ReadPixels, prepare: nn.Module, classes: npt.NDArray[Any]
-) -> TorchClassifier:
+    model: Model, read: ReadPixels, prepare: nn.Module, about: Mapping[str, Any]
+) -> _TorchModel:
     network, head = fold_norms(model.whole_network()), copy.deepcopy(model.net.module_.head)
-    module = TorchClassifier(read, prepare, network, head, classes.tolist())
+    kind = TorchRegressor if isinstance(model.target, Numbers) else TorchClassifier
+    module = kind(read, prepare, network, head, model.target, **about)
     return module.cpu().float().requires_grad_(False).eval()
 
 
 # ONNX --------------------------------------------------------------------------------
 
 
-def to_onnx(model: Model, fmt: ImageFormat, classes: npt.NDArray[Any], path: Path) -> None:
+def to_onnx(model: Model, fmt: ImageFormat, path: Path, **about: Any) -> None:
     """Write a fitted model as ONNX; see :meth:`sktl.PretrainedImageClassifier.to_onnx`.
 
     Parameters
     ----------
     model : Model
     fmt : ImageFormat
-        How the classifier reads arrays.
-    classes : ndarray of shape (n_classes,)
+        How the estimator reads arrays.
     path : str or path
+    **about : list
+        `classes` of a classifier.
     """
     onnx = _import_onnx()
     limits = _range_of("uint8", fmt)
     # Where uint8 arrays are refused, they may still come from files, which are of 8 bits.
     low, high = limits = EIGHT_BIT if isinstance(limits, str) else limits
     prepare = Resize(model.backbone.recipe)
-    module = _assembled(model, ReadPixels(limits, limits), prepare, classes)
+    module = _assembled(model, ReadPixels(limits, limits), prepare, about)
     _check_size(module)
-    proto = _converted(module, model.backbone.recipe.size)
-    about = {
+    output, meaning = _output(model.target)
+    proto = _converted(module, model.backbone.recipe.size, output)
+    properties = {
         "sktl_version": __version__,
-        "classes": json.dumps(classes.tolist()),
         "input": f"images: uint8 (n, 3, height, width), RGB, {low:g} is black and {high:g} white; "
         "of any size, since resizing and normalising are inside",
-        "output": "probabilities: float32 (n, n_classes), in the order of classes",
-    }
-    onnx.helper.set_model_props(proto, about)
+        "output": f"{output}: float32 {meaning}",
+    } | {name: json.dumps(values) for name, values in about.items()}
+    onnx.helper.set_model_props(proto, properties)
     with replacing(path) as file:
         file.write(proto.SerializeToString())
+
+
+def _output(target: Target) -> tuple[str, str]:
+    """Name of a file's output, and what it is."""
+    if isinstance(target, Numbers):
+        return "numbers", "(n,)" if target.flat else f"(n, {target.n_outputs})"
+    return "probabilities", "(n, n_classes), in the order of classes"
 
 
 def _import_onnx() -> Any:
@@ -189,7 +228,7 @@ def _check_size(module: nn.Module) -> None:
         )
 
 
-def _converted(module: nn.Module, size: tuple[int, int]) -> Any:
+def _converted(module: nn.Module, size: tuple[int, int], output: str) -> Any:
     """The model in ONNX's own classes."""
     example = torch.zeros(2, 3, size[0] + 3, size[1] + 5, dtype=torch.uint8)
     names = {0: "n", 2: "height", 3: "width"}
@@ -200,7 +239,7 @@ def _converted(module: nn.Module, size: tuple[int, int]) -> Any:
             program,
             dynamo=True,
             input_names=["images"],
-            output_names=["probabilities"],
+            output_names=[output],
             dynamic_shapes=(names,),
             opset_version=_OPSET,
             verbose=False,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.model_selection import StratifiedShuffleSplit
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..backbones import Backbone, Pooling
 from ..cache import FeatureCache, empty_rows
@@ -25,6 +24,7 @@ from ..training.heads import Head, HeadShape, choose_head
 from ..training.net import SuffixNet
 from ..training.optimization import OPTIMIZERS, TrainingPlan
 from ..training.progress import progress_bar
+from ..training.targets import Classes, Encoded, Numbers, Target
 from .alignment import LabelledFeatures, sample_rows
 from .joined import Model, assemble_net
 
@@ -41,16 +41,16 @@ class Task:
     Attributes
     ----------
     images : Images
-    labels : int64 array of shape (n,)
-        Class numbers.
+    target : Target
+    y : array with a row for each image
+        As the target encodes it.
     weights : float64 array of shape (n,)
-    n_classes : int
     """
 
     images: Images
-    labels: npt.NDArray[np.int64]
+    target: Target
+    y: Encoded
     weights: npt.NDArray[np.float64]
-    n_classes: int
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,15 @@ class Fit:
     outcome : Outcome
     validation : int array or None
         The rows that were watched and didn't train.
-    sample : LabelledFeatures
-        What the head reads of some of the rows, for adapting it to images of another source.
+    sample : LabelledFeatures or None
+        What the head reads of some of the rows, for adapting it to images of another source; of
+        classes only.
     """
 
     model: Model
     outcome: Outcome
     validation: npt.NDArray[np.int64] | None
-    sample: LabelledFeatures
+    sample: LabelledFeatures | None
 
 
 def fit_model(
@@ -144,12 +145,19 @@ def fit_model(
         watched = _watched(task, rows, place, prefix if prepare else None, setup)
         rows = rows.subset(torch.as_tensor(training))
     head = _head_shape(task, features, prefix if prepare else None, setup, start)
+    plan, ready = setup.plan, None
+    if start is not None:
+        plan = replace(plan, chosen_decay=start.plan.chosen_decay)
+    elif plan.unfreeze != "at_once" and (not setup.frozen or _has_a_start(task, head, plan)):
+        ready = _fitted_head(task, training, head, rows, setup)
+        plan = replace(plan, chosen_decay=ready.plan.chosen_decay)
     net = assemble_net(
         setup.backbone,
         setup.depth,
         setup.pooling,
+        task.target,
         head,
-        setup.plan,
+        plan,
         setup.precision,
         setup.device,
         prepare=prepare,
@@ -161,53 +169,55 @@ def fit_model(
         setup.pooling,
         setup.precision,
         setup.device,
+        task.target,
         head,
-        setup.plan,
+        plan,
         net,
     )
     if start is not None:
         _go_on_from(start, model)
-    elif not setup.frozen and setup.plan.unfreeze != "at_once":
-        ready = _fitted_head(task, training, head, rows, setup)
-        net.module_.head.load_state_dict(ready.state_dict())
+    elif ready is not None:
+        net.module_.head.load_state_dict(ready.module_.head.state_dict())
     with observe(model) as observer:
         outcome = train(net, rows, watched, observer, cache=setup.cache, keep_epochs=keep_epochs)
+    model.plan = net.plan
     net.prepare = None  # it may hold the prefix and the user's function
-    sample = _sample(model, rows, head, prefix if prepare else None)
+    sample = None
+    if isinstance(task.target, Classes):
+        sample = _sample(model, rows, task.target, prefix if prepare else None)
     return Fit(model, outcome, validation, sample)
 
 
 def _sample(
-    model: Model, rows: FeatureRows, head: HeadShape, prefix: FrozenPrefix | None
+    model: Model, rows: FeatureRows, classes: Classes, prefix: FrozenPrefix | None
 ) -> LabelledFeatures:
     """Keep what the head reads of some rows; `prefix` is what they haven't been through."""
     counting = torch.nonzero(rows.weights > 0).ravel()
-    n_bytes = 4 * head.in_features
+    n_bytes = 4 * model.head.in_features
     place = counting[sample_rows(rows.labels[counting].numpy(), n_bytes)]
     features, (labels, weights) = rows[place]
     if prefix is not None:
         features = prefix.module.all_of(features)
     if model.depth < len(model.backbone.stages):
         features = model.suffix.all_of(features)
-    return LabelledFeatures(features.float(), labels, weights.double(), head.n_classes)
+    return LabelledFeatures(features.float(), labels, weights.double(), classes.n_classes)
 
 
 def _split(task: Task, setup: Setup) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64] | None]:
     """Rows that train, and rows to watch if there shall be such."""
-    everything = np.arange(len(task.labels))
+    everything = np.arange(len(task.weights))
     if setup.validation_fraction is None:
         return everything, None
     counting = np.flatnonzero(task.weights > 0)  # a row that doesn't count shows nothing
-    splitter = StratifiedShuffleSplit(
-        1, test_size=setup.validation_fraction, random_state=setup.plan.seed
-    )
+    share, seed = setup.validation_fraction, setup.plan.seed
     try:
-        _, chosen = next(splitter.split(counting, task.labels[counting]))
+        chosen = task.target.hold_out(task.y[counting], share, seed)
     except ValueError as error:
+        of_each = " of each class" if isinstance(task.target, Classes) else ""
         raise ValueError(
-            "early_stopping=True sets aside some images of each class, which can't be done with "
-            f"validation_fraction={setup.validation_fraction:g}: {error} Pass more images of each "
-            "class, change validation_fraction, or set early_stopping=False."
+            f"early_stopping=True sets aside some images{of_each}, which can't be done with "
+            f"validation_fraction={share:g}: {error} Pass more images{of_each}, change "
+            "validation_fraction, or set early_stopping=False."
         ) from error
     validation = np.sort(counting[chosen])
     return np.setdiff1d(everything, validation), validation
@@ -257,7 +267,7 @@ def _preparation(
 
 
 def _rows(task: Task, features: Tensor) -> FeatureRows:
-    return FeatureRows(features, torch.as_tensor(task.labels), torch.as_tensor(task.weights))
+    return FeatureRows(features, task.target.tensor(task.y), torch.as_tensor(task.weights))
 
 
 def _watched(
@@ -293,7 +303,20 @@ def _head_shape(
         kind = start.head.head
     else:
         kind = choose_head(setup.head, pooled)
-    return HeadShape(kind, task.n_classes, setup.dropout, int(pooled.shape[1]))
+    return HeadShape(kind, task.target.n_outputs, setup.dropout, int(pooled.shape[1]))
+
+
+def _has_a_start(task: Task, head: HeadShape, plan: TrainingPlan) -> bool:
+    """Whether steps on a head alone begin near their end.
+
+    From random weights, numbers take many more steps than classes, whose logits may be anything as
+    long as the right one is the greatest.
+    """
+    target = task.target
+    if not isinstance(target, Numbers) or not head.is_convex:
+        return False
+    is_solved_anyway = plan.full_batch and target.is_solved(plan.criterion)
+    return target.is_solved(target.first_criterion(plan.criterion)) and not is_solved_anyway
 
 
 def _fitted_head(
@@ -302,8 +325,8 @@ def _fitted_head(
     head: HeadShape,
     rows: FeatureRows,
     setup: Setup,
-) -> nn.Module:
-    """A head that fits what the whole backbone, as it is, makes of the images.
+) -> SuffixNet:
+    """A net whose head fits what the whole backbone, as it is, makes of the images.
 
     Stages that train under a random head first lose what they know.
 
@@ -322,13 +345,21 @@ def _fitted_head(
             pooled = prefix.compute(
                 task.images, setup.cache, setup.n_jobs, training.tolist(), tell=tell
             )
-    plan = setup.plan.of_the_head(convex=head.is_convex)
+    criterion = task.target.first_criterion(setup.plan.criterion)
+    solved = head.is_convex and task.target.is_solved(criterion)
+    plan = replace(setup.plan, criterion=criterion).of_the_head(convex=solved)
     net = assemble_net(
-        setup.backbone, depth, setup.pooling, head, plan, setup.precision, setup.device
+        setup.backbone,
+        depth,
+        setup.pooling,
+        task.target,
+        head,
+        plan,
+        setup.precision,
+        setup.device,
     )
     train(net, FeatureRows(pooled, rows.labels, rows.weights), cache=setup.cache)
-    fitted: nn.Module = net.module_.head
-    return fitted
+    return net
 
 
 def _go_on_from(start: Model, model: Model) -> None:

@@ -20,13 +20,14 @@ from ..images.reading import Images
 from ..training.heads import HeadShape
 from ..training.net import SuffixNet, make_net
 from ..training.optimization import TrainingPlan
+from ..training.targets import Target
 
 _IN_FLIGHT = 512  # images whose features before the suffix are held at a time
 
 
 @dataclass
 class Model:
-    """From images to logits: the frozen prefix, and a net for suffix and head.
+    """From images to outputs: the frozen prefix, and a net for suffix and head.
 
     Attributes
     ----------
@@ -37,6 +38,7 @@ class Model:
     precision : {"float32", "bfloat16"}
         Of the prefix.
     device : torch.device
+    target : Target
     head : HeadShape
     plan : TrainingPlan
     net : SuffixNet
@@ -47,6 +49,7 @@ class Model:
     pooling: Pooling
     precision: str
     device: torch.device
+    target: Target
     head: HeadShape
     plan: TrainingPlan
     net: SuffixNet
@@ -58,21 +61,21 @@ class Model:
             self.backbone, self.depth, self.pooling, self.precision, self.device
         )
 
-    def logits(
+    def outputs(
         self, images: Images, cache: FeatureCache | None, n_jobs: int
     ) -> npt.NDArray[np.floating[Any]]:
-        """Compute logits of shape (n, n_classes)."""
-        parts = [self.logits_of(features) for features in self._pooled(images, cache, n_jobs)]
+        """Compute outputs of shape (n, n_outputs); of classes, logits."""
+        parts = [self.outputs_of(features) for features in self._pooled(images, cache, n_jobs)]
         result: npt.NDArray[np.floating[Any]] = torch.cat(parts).numpy()
         return result
 
     @torch.inference_mode()
-    def logits_of(self, features: Tensor) -> Tensor:
-        """Compute logits of what the head reads, on the CPU."""
+    def outputs_of(self, features: Tensor) -> Tensor:
+        """Compute outputs of what the head reads, on the CPU."""
         head = self.net.module_.head.eval()
         weight = next(head.parameters(), torch.empty(0))
-        logits: Tensor = head(features.to(weight.device, weight.dtype))
-        return logits.cpu()
+        outputs: Tensor = head(features.to(weight.device, weight.dtype))
+        return outputs.cpu()
 
     def pooled(
         self, images: Images, cache: FeatureCache | None, n_jobs: int
@@ -116,6 +119,7 @@ def assemble_net(
     backbone: Backbone,
     depth: int,
     pooling: Pooling,
+    target: Target,
     head: HeadShape,
     plan: TrainingPlan,
     precision: str,
@@ -137,7 +141,7 @@ def assemble_net(
         plan,
         precision,
         device,
-        n_classes=head.n_classes,
+        target=target,
         stages=stages,
         prepare=prepare,
         callbacks=callbacks,

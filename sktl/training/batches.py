@@ -20,7 +20,8 @@ class FeatureRows(Dataset):
     ----------
     features : tensor of shape (n_views * n, ...)
         Views of the n images, one view of all of them after the other.
-    labels : int64 tensor of shape (n,), or None
+    y : tensor with a row for each image, or None
+        Encoded, as :mod:`sktl.training.targets` says; None is zeros.
     weights : tensor of shape (n,), or None
     """
 
@@ -53,7 +54,7 @@ class FeatureRows(Dataset):
     def all_views(self) -> FeatureRows:
         """Each view of an image as an image of its own."""
         n = self.n_views
-        return FeatureRows(self.features, self.labels.repeat(n), self.weights.repeat(n))
+        return FeatureRows(self.features, torch.cat([self.labels] * n), self.weights.repeat(n))
 
     def subset(self, index: Tensor) -> FeatureRows:
         """Some of the images, in all views."""

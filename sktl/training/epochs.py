@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
+from torch import Tensor
 
 from ..cache import FeatureCache
 from ..compat import is_early_stopping
@@ -27,6 +28,7 @@ _SHOWN = {
     "train_loss": ".5g",
     "valid_loss": ".5g",
     "valid_acc": ".4f",
+    "valid_r2": ".4f",
     "lr": ".2e",
     "backbone_lr": ".2e",
     "unfrozen_stages": "d",
@@ -79,7 +81,7 @@ def train(
         Of the weights only the proportions count: the loss is sum(w l) / sum(w) over all rows.
     valid_rows : FeatureRows or None, default=None
         Rows that don't train. With the plan's `n_iter_no_change`, training stops when they are
-        no longer classified better, and the best weights come back.
+        no longer answered better, and the best weights come back.
     observer : Observer or None, default=None
     cache : FeatureCache or None, default=None
         Where solved heads are found and kept.
@@ -98,16 +100,27 @@ def train(
         If the user stops it, and no whole epoch is to be kept. An EarlyStopping callback ends it
         in the regular way.
     """
+    counts = _counts(rows)
     rows = _as_the_net_needs(net, rows)
     if valid_rows is not None:
         valid_rows = _as_the_net_needs(net, valid_rows)
     with _random_numbers(net), suited_threads(_products_in_a_step(net, rows)):
-        net.begin(len(rows), valid_rows, cache)
+        net.begin(len(rows), valid_rows, cache, counts)
         net.notify("on_train_begin", X=rows, y=None)
         outcome = _run_epochs(net, rows, observer, keep_epochs)
         net.notify("on_train_end", X=rows, y=None)
     _warn_unless_converged(net)
     return outcome
+
+
+def _counts(rows: FeatureRows) -> Tensor:
+    """How many images each row stands for.
+
+    A whole number as weight says how often an image was seen; another one, how much it matters.
+    """
+    weights = rows.weights
+    whole = bool((weights == weights.round()).all())
+    return weights if whole else (weights > 0).to(weights)
 
 
 def _random_numbers(net: SuffixNet) -> AbstractContextManager[None]:
@@ -189,11 +202,11 @@ def _back_to(whole: Snapshot, net: SuffixNet, n_epochs: int) -> Outcome:
 
 
 class _Best:
-    """The weights that classified the watched rows best."""
+    """The weights that answered the watched rows best."""
 
     def __init__(self, net: SuffixNet) -> None:
         self._net = net
-        self._score = (-np.inf, -np.inf)
+        self._score: tuple[float, ...] = (-np.inf,)
         self._epoch = 0
         self._weights = Snapshot(net.module_)
 
@@ -201,7 +214,7 @@ class _Best:
         """Look at the last epoch; say whether there was no progress for too long."""
         net = self._net
         row = net.history[-1]
-        score = row["valid_acc"], -row["valid_loss"]
+        score = net.target.progress(row[f"valid_{net.target.score_name}"], row["valid_loss"])
         if score > self._score:
             self._score, self._epoch = score, row["epoch"]
             with net.averaged():
@@ -266,7 +279,9 @@ def history_rows(net: SuffixNet) -> list[dict[str, Any]]:
     """A row an epoch: its number, seconds, losses, validation accuracy and learning rates."""
     names = {"dur": "seconds"}
     own = {"batches", "train_batch_count", "valid_batch_count"}
-    own |= {f"{name}_best" for name in ("train_loss", "valid_loss", "valid_acc")}
+    own |= {
+        f"{name}_best" for name in ("train_loss", "valid_loss", f"valid_{net.target.score_name}")
+    }
     return [
         {names.get(k, k): _plain(value) for k, value in row.items() if k not in own}
         for row in net.history

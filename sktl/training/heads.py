@@ -46,13 +46,13 @@ class HeadShape:
     Attributes
     ----------
     head : "linear", "root", tuple of int or callable
-    n_classes : int
+    n_outputs : int
     dropout : float
     in_features : int
     """
 
     head: Head
-    n_classes: int
+    n_outputs: int
     dropout: float
     in_features: int
 
@@ -70,9 +70,9 @@ class HeadShape:
         """Build it, with weights that depend on the seed alone."""
         if callable(self.head):
             with seeded(seed):
-                return _made_by(self.head, self.in_features, self.n_classes)
+                return _made_by(self.head, self.in_features, self.n_outputs)
         generator = torch.Generator().manual_seed(seed)
-        return make_head(self.head, self.in_features, self.n_classes, self.dropout, generator)
+        return make_head(self.head, self.in_features, self.n_outputs, self.dropout, generator)
 
 
 def choose_head(head: Head, features: Tensor) -> Head:
@@ -90,7 +90,7 @@ def linear_inputs(head: Head, features: Tensor) -> Tensor:
 def make_head(
     head: str | tuple[int, ...],
     in_features: int,
-    n_classes: int,
+    n_outputs: int,
     dropout: float,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
@@ -101,7 +101,7 @@ def make_head(
     head : "linear", "root" or tuple of int
         One linear layer on features or their square roots, or hidden widths with ReLU between the
         layers.
-    in_features, n_classes : int
+    in_features, n_outputs : int
     dropout : float
         Share of its inputs that each linear layer loses in training.
     generator : torch.Generator or None, default=None
@@ -112,7 +112,7 @@ def make_head(
     torch.nn.Module
         From features to logits.
     """
-    widths = (in_features, *(() if head in ONE_LAYER else head), n_classes)
+    widths = (in_features, *(() if head in ONE_LAYER else head), n_outputs)
     layers: list[nn.Module] = [SquareRoot()] if head == "root" else []
     for i, (width, following) in enumerate(zip(widths, widths[1:], strict=False)):
         layers += [nn.ReLU()] if i else []
@@ -132,15 +132,15 @@ def _linear(in_features: int, out_features: int, generator: torch.Generator | No
     return layer
 
 
-def _made_by(head: Callable[[int, int], nn.Module], in_features: int, n_classes: int) -> nn.Module:
+def _made_by(head: Callable[[int, int], nn.Module], in_features: int, n_outputs: int) -> nn.Module:
     """Have a callable build a head, and see that it maps features to logits."""
-    made = head(in_features, n_classes)
+    made = head(in_features, n_outputs)
     if not isinstance(made, nn.Module):
         raise TypeError(
             f"The head callable must return a torch.nn.Module, got {type(made).__name__}."
         )
     module = copy.deepcopy(made).cpu()  # it may return one module each time
-    wanted = f"map features of shape (n, {in_features}) to logits of shape (n, {n_classes})"
+    wanted = f"map features of shape (n, {in_features}) to logits of shape (n, {n_outputs})"
     with torch.no_grad():
         try:
             logits = module.eval()(torch.zeros(2, in_features))
@@ -149,10 +149,10 @@ def _made_by(head: Callable[[int, int], nn.Module], in_features: int, n_classes:
                 f"The head callable's module must {wanted}, but it failed: "
                 f"{type(error).__name__}: {error}"
             ) from error
-    if not isinstance(logits, Tensor) or logits.shape != (2, n_classes):
+    if not isinstance(logits, Tensor) or logits.shape != (2, n_outputs):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
             f"The head callable's module must {wanted}, but for n=2 it gave {got}. The callable "
-            "gets both widths: (in_features, n_classes)."
+            "gets both widths: (in_features, n_outputs)."
         )
     return module

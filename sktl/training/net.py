@@ -13,7 +13,6 @@ import torch
 from skorch.callbacks import EpochTimer, LRScheduler, PassthroughScoring
 from skorch.utils import FirstStepAccumulator, to_device
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..cache import FeatureCache
 from ..parallel import processes
@@ -31,7 +30,7 @@ from .steps import (
     Batch,
     Course,
     GradientSteps,
-    LogisticSteps,
+    LinearSteps,
     SolvedHead,
     Steps,
     is_plain,
@@ -39,6 +38,7 @@ from .steps import (
     is_watched,
 )
 from .suffix import RowLoss, SuffixAndHead, learned_norms
+from .targets import Target
 
 _PREDICT_BATCH = {"rows": 4096, "maps": 64}
 
@@ -77,7 +77,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
         self.prepare = prepare
         self.learned_norms = learned_norms
         self._course: Course | None = None
-        self._steps: LogisticSteps | GradientSteps | None = None
+        self._steps: LinearSteps | GradientSteps | None = None
         self._frozen: list[nn.Module] = []
         self._n_unfrozen = 0
 
@@ -96,6 +96,12 @@ class SuffixNet(skorch.NeuralNetClassifier):
         loss = PassthroughScoring(name="train_loss", on_train=True)
         return [("epoch_timer", EpochTimer()), ("train_loss", loss)]
 
+    @property
+    def target(self) -> Target:
+        """What y is."""
+        target: Target = self.criterion_.target
+        return target
+
     def notify(self, method_name: str, **kwargs: Any) -> None:
         """Tell callbacks what skorch tells them: y are labels, and weights those to be kept."""
         if "batch" in kwargs:
@@ -112,7 +118,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
         """Wrap features that aren't wrapped yet."""
         if isinstance(X, FeatureRows):
             return X
-        labels = None if y is None else torch.as_tensor(np.asarray(y), dtype=torch.int64)
+        labels = None if y is None else self.target.tensor(y)
         return FeatureRows(torch.as_tensor(X), labels)
 
     def get_split_datasets(
@@ -155,14 +161,19 @@ class SuffixNet(skorch.NeuralNetClassifier):
         n_rows: int,
         valid_rows: FeatureRows | None = None,
         cache: FeatureCache | None = None,
+        counts: Tensor | None = None,
     ) -> None:
-        """Get ready to train on so many rows, to watch others, and to find solved heads."""
+        """Get ready to train on so many rows, to watch others, and to find solved heads.
+
+        `counts` are how many images each row stands for; further rows are other views of them.
+        """
         plan = self.plan
         n_batches = max(1, -(-n_rows // plan.batch_size))
         n_steps = plan.max_epochs * -(-n_batches // plan.accumulation_steps)
         self._get_ready(plan, n_steps)
         self._known_course.valid_rows = valid_rows
         self._known_course.cache = cache
+        self._known_course.counts = counts
 
     def _get_ready(self, plan: TrainingPlan, n_steps: int) -> None:
         processes().agree(*self.module_.parameters(), *self.module_.buffers())
@@ -255,7 +266,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
 
     def _choose_steps(self) -> Steps:
         """How to take an epoch's steps; callbacks may freeze or watch from one to the next."""
-        way = LogisticSteps if is_plain(self) else GradientSteps
+        way = LinearSteps if is_plain(self) else GradientSteps
         if not isinstance(self._steps, way):
             self._steps = way(self, self._known_course)
         return self._steps
@@ -272,29 +283,26 @@ class SuffixNet(skorch.NeuralNetClassifier):
 
     @torch.no_grad()
     def _validate(self, batches: TensorBatches) -> None:
-        """Record the loss and accuracy of the rows that don't train."""
+        """Record the loss and score of the rows that don't train."""
         self.module_.eval()
         self.criterion_.eval()
-        totals = torch.zeros(3, dtype=torch.float64)
         evaluate = self._watched_sums if is_watched(self) else self._sums
         with self.averaged():
-            for batch in batches:
-                sums, _ = evaluate(batch)
-                totals += sums.cpu().double()
+            totals = torch.stack([evaluate(batch)[0].cpu().double() for batch in batches]).sum(0)
         processes().agree(totals)  # so that all stop after the same epoch
-        loss, right, weight = totals.tolist()
+        loss, weight, *rest = totals.tolist()
         self.history.record("valid_batch_count", len(batches))
         self._record_score("valid_loss", loss / weight, sign=-1)
-        self._record_score("valid_acc", right / weight, sign=1)
+        score = self.target.score(np.array(rest), weight)
+        self._record_score(f"valid_{self.target.score_name}", score, sign=1)
 
     def _sums(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """A batch's loss, right answers and weights, each summed up; and its logits."""
-        features, (labels, weights) = to_device(batch, self.device)
-        logits = self.module_(features)
-        losses = self.criterion_(logits, labels)
-        right = logits.argmax(1) == labels
-        sums = [(weights * losses).sum(), (weights * right).sum(), weights.sum()]
-        return torch.stack(sums), logits
+        """A batch's loss, weights and what its score is made of, summed up; and its outputs."""
+        features, (y, weights) = to_device(batch, self.device)
+        outputs = self.module_(features)
+        losses = self.criterion_(outputs, y)
+        sums = torch.stack([(weights * losses).sum(), weights.sum()])
+        return torch.cat([sums, self.target.score_sums(outputs, y, weights).to(sums)]), outputs
 
     def _watched_sums(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Do as `_sums` does, and tell callbacks what skorch would tell."""
@@ -350,13 +358,14 @@ class SuffixNet(skorch.NeuralNetClassifier):
     # The full-batch method --------------------------------------------------------------
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
-        """Take one step; in logistic regression on all rows, the only one."""
+        """Take one step; of a head that is solved, the only one."""
         if not is_solved(self):
             step: dict[str, Any] = super().train_step(batch, **fit_params)
             return step
-        cache = self._known_course.cache
-        solution = SolvedHead(self, cache, self.optimizer__max_iter).take(batch)
+        solution = SolvedHead(self, self._known_course, self.optimizer__max_iter).take(batch)
         self.n_steps_ = solution.n_iter
+        if self.plan.weight_decay == "auto":
+            self.plan = replace(self.plan, chosen_decay=solution.weight_decay)
         logits = self.infer(batch[0]) if is_watched(self) else torch.empty(0)
         return {"loss": torch.tensor(solution.loss), "y_pred": logits}
 
@@ -371,14 +380,10 @@ class SuffixNet(skorch.NeuralNetClassifier):
         labels, weights = (part.to(y_pred.device) for part in y_true)
         losses = self.criterion_(y_pred, labels)
         loss: Tensor = (losses * weights.to(losses.dtype)).mean()
-        if training and self.full_batch and self.plan.weight_decay:
+        if training and self.full_batch and self.plan.head_decay:
             squares = [p.square().sum() for p in self.module_.parameters() if p.ndim > 1]
-            loss = loss + 0.5 * self.plan.weight_decay * sum(squares)
+            loss = loss + 0.5 * self.plan.head_decay * sum(squares)
         return loss
-
-
-def _softmax(logits: Tensor) -> Tensor:
-    return F.softmax(logits, dim=1)
 
 
 def make_net(
@@ -388,12 +393,12 @@ def make_net(
     precision: str,
     device: torch.device,
     *,
-    n_classes: int,
+    target: Target,
     stages: dict[str, int] | None = None,
     prepare: Callable[[Tensor], Tensor] | None = None,
     callbacks: Any = None,
 ) -> SuffixNet:
-    """Set up a net that is ready to be fitted; it knows classes by their numbers."""
+    """Set up a net that is ready to be fitted; its y is encoded."""
     train_depthwise_fast(suffix)
     module = SuffixAndHead(suffix, head.to(plan.dtype), precision)
     module.requires_grad_(True)
@@ -404,11 +409,12 @@ def make_net(
         prepare=prepare,
         learned_norms=learned_norms(suffix),
         criterion=RowLoss,
+        criterion__target=target,
         criterion__criterion=plan.criterion,
         criterion__label_smoothing=plan.label_smoothing,
         train_split=None,
-        classes=np.arange(n_classes),
-        predict_nonlinearity=_softmax,
+        classes=np.arange(target.n_outputs),
+        predict_nonlinearity=target.answers,
         max_epochs=1 if plan.full_batch else plan.max_epochs,
         batch_size=-1 if plan.full_batch else plan.batch_size,
         iterator_valid__batch_size=_predict_batch(suffix),

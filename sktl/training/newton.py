@@ -19,8 +19,8 @@ where :math:`p_i` are the probabilities of image i, :math:`s_i` is its share in 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -58,12 +58,20 @@ class Solution:
         Mean loss with the penalty.
     n_iter : int
         Steps of both methods, those of Newton's that were taken back among them.
+    weight_decay : float
+        The penalty, given or chosen.
     """
 
     weight: Tensor
     bias: Tensor
     loss: float
     n_iter: int
+    weight_decay: float
+
+    def divided_by(self, temperature: float) -> Solution:
+        """The same with all logits divided by a temperature."""
+        weight, bias = self.weight / temperature, self.bias / temperature
+        return replace(self, weight=weight, bias=bias)
 
 
 def soft_targets(n_classes: int, label_smoothing: float) -> Tensor:
@@ -128,7 +136,7 @@ def solve(
     J. Nocedal and S. Wright, Numerical Optimization, 2nd ed. (2006), sections 7.1, 7.2 and 10.3.
     """
     problem = _Problem(features, labels, weights, n_classes, weight_decay, label_smoothing)
-    near, n_iter = _approach(problem, max_iter)
+    near, n_iter = _approach(problem, problem.start, max_iter)
     spent = n_iter * problem.n_products
     point = problem.at(_along(problem.axes.T, near.double()))
     damping, tolerance, n_directions = 0.0, 0.1, _APPROACH
@@ -168,7 +176,39 @@ def solve(
             tolerance = 0.03
     # What is the same for all classes means nothing, and is rounding.
     weight, bias = problem.weight_and_bias(point.coefficients - point.coefficients.mean(0))
-    return Solution(weight, bias, point.loss, n_iter)
+    return Solution(weight, bias, point.loss, n_iter, weight_decay)
+
+
+@torch.no_grad()
+def near_solutions(
+    features: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    n_classes: int,
+    *,
+    weight_decays: Sequence[float],
+    label_smoothing: float = 0.0,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield what lies near the optima for several penalties, each from the one before it.
+
+    Parameters
+    ----------
+    features, labels, weights, n_classes, label_smoothing
+        See :func:`solve`.
+    weight_decays : sequence of float
+        Strong ones first, which are found in few iterations.
+
+    Yields
+    ------
+    weight : float64 tensor of shape (n_classes, n_features)
+    bias : float64 tensor of shape (n_classes,)
+    """
+    problem = _Problem(features, labels, weights, n_classes, weight_decays[0], label_smoothing)
+    near = problem.start
+    for weight_decay in weight_decays:
+        problem.penalise(weight_decay)
+        near, _ = _approach(problem, near, _APPROACH)
+        yield problem.weight_and_bias(_along(problem.axes.T, near.double()))
 
 
 @dataclass(frozen=True)
@@ -184,9 +224,9 @@ class _Point:
     proba: Tensor
 
 
-def _approach(problem: _Problem, max_iter: int) -> tuple[Tensor, int]:
-    """Come near by L-BFGS along the principal axes; give the number of iterations, too."""
-    point = problem.roughly_at(problem.start)
+def _approach(problem: _Problem, start: Tensor, max_iter: int) -> tuple[Tensor, int]:
+    """Come near by L-BFGS along the principal axes; return the number of iterations, too."""
+    point = problem.roughly_at(start)
     pairs: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=_PAIRS)
     n_iter = 0
     while n_iter < min(_APPROACH, max_iter):
@@ -293,17 +333,21 @@ class _Problem:
         if n < n_features:
             self.basis, triangle = torch.linalg.qr(centred.T)
             self.rows = torch.cat([triangle.T, self.rows[:, -1:]], 1)
-        self.decay = torch.full_like(self.rows[0], weight_decay)
-        self.decay[-1] = 0  # the bias has no penalty
+        self.penalise(weight_decay)
         self.rough_rows = self.rows.float()
         self.rough_shares = self.shares.float()
         self.rough_targets = self.targets.float()
-        self.rough_decay = self.decay.float()
         centred = self.rough_rows[:, :-1]
         covariance = centred.T @ (centred * self.rough_shares[:, None])
         variances, self.axes = torch.linalg.eigh(covariance)
         centred.copy_(centred @ self.axes)
         self.variances = torch.cat([variances.clamp_min(0), variances.new_ones(1)])
+
+    def penalise(self, weight_decay: float) -> None:
+        """Take another penalty."""
+        self.decay = torch.full_like(self.rows[0], weight_decay)
+        self.decay[-1] = 0  # the bias has none
+        self.rough_decay = self.decay.float()
 
     @property
     def start(self) -> Tensor:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from ..compat import adam_step
+from .ridge import WeightDecay
+from .selection import DEFAULT_DECAY
 
 OptimizerChoice = str | type[torch.optim.Optimizer]
 Schedule = str | Callable[[torch.optim.Optimizer], LRScheduler]
@@ -54,10 +56,11 @@ class TrainingPlan:
         Step sizes of the head and of the suffix's last stage.
     layer_decay : float
         What a stage's step size is of that of the stage after it.
-    weight_decay : float
+    weight_decay : float or "auto"
         For the head, half of it times the squared norm of the weights is added to the mean loss.
         For stages that train, and with an optimizer of the user's own for the head, too, it is
-        the optimizer's parameter. Biases and norms have none.
+        the optimizer's parameter. Biases and norms have none. "auto" is what suits the features,
+        for a head that is solved for.
     schedule : str or callable
         One of `SCHEDULES`, or what makes a torch scheduler of the optimizer.
     warmup : float or None
@@ -68,20 +71,23 @@ class TrainingPlan:
         Batches whose gradients make one step.
     max_grad_norm, ema_decay : float or None
     label_smoothing, mixup, cutmix : float
-    criterion : "cross_entropy" or callable
+    criterion : str or callable
+        One that the target knows by name, or from outputs and y to losses.
     unfreeze : str
         One of `UNFREEZING`.
     n_iter_no_change : int or None
         Epochs without progress after which training stops.
     seed : int
     verbose : int
+    chosen_decay : float or None, default=None
+        What "auto" has come to.
     """
 
     optimizer: OptimizerChoice
     lr: float
     backbone_lr: float
     layer_decay: float
-    weight_decay: float
+    weight_decay: WeightDecay
     schedule: Schedule
     warmup: float | None
     max_epochs: int
@@ -97,11 +103,22 @@ class TrainingPlan:
     n_iter_no_change: int | None
     seed: int
     verbose: int
+    chosen_decay: float | None = None
 
     @property
     def full_batch(self) -> bool:
         """Whether every step sees all rows."""
         return self.optimizer == "lbfgs"
+
+    @property
+    def stage_decay(self) -> float:
+        """Weight decay of stages that train; what suits the head says nothing of theirs."""
+        return DEFAULT_DECAY if isinstance(self.weight_decay, str) else self.weight_decay
+
+    @property
+    def head_decay(self) -> float:
+        """Weight decay of the head."""
+        return self.stage_decay if self.chosen_decay is None else self.chosen_decay
 
     @property
     def head_penalty(self) -> float:
@@ -110,7 +127,7 @@ class TrainingPlan:
         That shrinks weights beside the loss, by the learning rate; for the others of `OPTIMIZERS`
         a weight decay is this penalty.
         """
-        return self.weight_decay if self.optimizer == "adamw" else 0.0
+        return self.head_decay if self.optimizer == "adamw" else 0.0
 
     @property
     def dtype(self) -> torch.dtype:
@@ -119,7 +136,7 @@ class TrainingPlan:
 
     def of_the_head(self, *, convex: bool) -> TrainingPlan:
         """The plan for a head that is fitted alone before the rest is unfrozen."""
-        optimizer = "lbfgs" if convex and self.criterion == "cross_entropy" else "adamw"
+        optimizer = "lbfgs" if convex else "adamw"
         return replace(
             self,
             optimizer=optimizer,
@@ -208,7 +225,7 @@ def parameter_groups(
         torch's parameter groups; the head's come first. "distance" counts stages from the head.
     """
     groups: dict[tuple[int, bool], list[Tensor]] = {}
-    decay_of_head = plan.weight_decay - plan.head_penalty
+    decay_of_head = plan.head_decay - plan.head_penalty
     for name, parameter in named_parameters:
         stage = stage_of(name)
         distance = 0 if stage is None else n_stages - stage
@@ -217,7 +234,7 @@ def parameter_groups(
         {
             "params": parameters,
             "lr": plan.backbone_lr * plan.layer_decay ** (distance - 1) if distance else plan.lr,
-            "weight_decay": (plan.weight_decay if distance else decay_of_head) if decays else 0.0,
+            "weight_decay": (plan.stage_decay if distance else decay_of_head) if decays else 0.0,
             "distance": distance,
         }
         for (distance, decays), parameters in sorted(groups.items(), key=lambda item: item[0])

@@ -15,8 +15,8 @@ from torch import Tensor
 from ..cache import FeatureCache
 from .newton import Solution
 
-_REVISION = 3  # of the solver; kept solutions of another are then found anew
-_N_FACTS = 2  # beside weights and biases: the loss and the number of iterations
+_REVISION = 4  # of the solver; kept solutions of another are then found anew
+_N_FACTS = 3  # beside weights and biases: the loss, the number of iterations, and the penalty
 
 
 def recall_or_solve(
@@ -64,7 +64,8 @@ def _key(tensors: Sequence[Tensor], facts: Sequence[object]) -> bytes:
 
 def _packed(solution: Solution) -> Tensor:
     """One row of bytes, which is what caches keep."""
-    facts = torch.tensor([solution.loss, solution.n_iter], dtype=torch.float64)
+    numbers = [solution.loss, solution.n_iter, solution.weight_decay]
+    facts = torch.tensor(numbers, dtype=torch.float64)
     parts = (solution.weight.ravel().cpu(), solution.bias.cpu(), facts)
     return torch.cat(parts).view(torch.uint8)[None]
 
@@ -73,5 +74,5 @@ def _unpacked(row: Tensor, shape: tuple[int, int]) -> Solution:
     n_classes, n_features = shape
     numbers = row.clone().view(torch.float64)  # a copy, since rows may begin at any byte
     weight, bias, facts = torch.split(numbers, [n_classes * n_features, n_classes, _N_FACTS])
-    loss, n_iter = facts.tolist()
-    return Solution(weight.reshape(shape), bias, loss, int(n_iter))
+    loss, n_iter, weight_decay = facts.tolist()
+    return Solution(weight.reshape(shape), bias, loss, int(n_iter), weight_decay)

@@ -1,15 +1,14 @@
 """The ways to train a head and suffix, one class a way.
 
-:class:`SolvedHead` finds the optimum of a linear head on all rows, :class:`LogisticSteps` takes
-steps on a linear head by the gradient that logistic regression is known to have, and
-:class:`GradientSteps` steps on anything else, by backpropagation.
+:class:`SolvedHead` finds the optimum of a linear head on all rows, :class:`LinearSteps` takes
+steps on a linear head by the gradient that its loss is known to have, and :class:`GradientSteps`
+steps on anything else, by backpropagation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from typing import Any, Protocol
 
@@ -20,15 +19,15 @@ from torch import Tensor, nn
 
 from ..cache import FeatureCache
 from ..parallel import processes
-from . import newton
 from .averaging import WeightAverage
 from .batches import FeatureRows, Mixer, TensorBatches
 from .heads import SquareRoot
+from .newton import Solution
 from .optimization import OPTIMIZERS, StepSizes, TrainingPlan, default_lr, quick_step
 from .solutions import recall_or_solve
 
 _BATCH_EVENTS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
-_TARGETS_AT_ONCE = 2**20  # numbers
+_NUMBERS_AT_ONCE = 2**20
 _ROWS_AT_ONCE = 4096
 
 Batch = tuple[Tensor, tuple[Tensor, Tensor]]
@@ -71,6 +70,8 @@ class Course:
         Rows that don't train and are watched.
     cache : FeatureCache or None
         Where solved heads are kept.
+    counts : tensor of shape (n_images,) or None
+        How many images each of the rows that train stands for.
     """
 
     step_sizes: StepSizes
@@ -79,6 +80,7 @@ class Course:
     average: WeightAverage | None = None
     valid_rows: FeatureRows | None = None
     cache: FeatureCache | None = None
+    counts: Tensor | None = None
 
     @torch.no_grad()
     def add_penalty(self, strength: float) -> None:
@@ -99,20 +101,23 @@ class Steps(Protocol):
 
 
 def is_solved(net: Net) -> bool:
-    """Whether training is logistic regression, to its optimum."""
+    """Whether training is that of a linear head, to its optimum."""
+    loss = net.criterion_
     return (
         net.plan.full_batch
-        and _is_logistic(net)
+        and _trains_a_layer(net)
+        and loss.target.is_solved(loss.criterion)
         and net.lr == default_lr("lbfgs")
         and _all_of_it_trains(net)
     )
 
 
 def is_plain(net: Net) -> bool:
-    """Whether training is logistic regression, and nobody asks for more than its steps."""
-    plan = net.plan
+    """Whether training is that of a linear head, and nobody asks for more than its steps."""
+    plan, loss = net.plan, net.criterion_
     return (
-        _is_logistic(net)
+        _trains_a_layer(net)
+        and loss.target.steps_by(loss.criterion)
         and type(net.optimizer_) in OPTIMIZERS.values()
         and _all_of_it_trains(net)
         and not any((net.prepare, plan.mixup, plan.cutmix, plan.ema_decay, plan.max_grad_norm))
@@ -130,13 +135,9 @@ def is_watched(net: Net) -> bool:
     )
 
 
-def _is_logistic(net: Net) -> bool:
-    """Whether training is logistic regression on the features."""
-    return (
-        type(net.module_.suffix) is nn.Identity
-        and _is_linear(net.module_.head)
-        and net.criterion_.criterion == "cross_entropy"
-    )
+def _trains_a_layer(net: Net) -> bool:
+    """Whether only one linear layer on the features trains."""
+    return type(net.module_.suffix) is nn.Identity and _is_linear(net.module_.head)
 
 
 def _is_linear(head: nn.Module) -> bool:
@@ -173,54 +174,56 @@ class SolvedHead:
     Parameters
     ----------
     net : Net
-    cache : FeatureCache or None
-        Where a fit with all that the solution depends on may have left it.
+    course : Course
+        In its cache, a fit with all that the solution depends on may have left it.
     max_iter : int
     """
 
-    def __init__(self, net: Net, cache: FeatureCache | None, max_iter: int) -> None:
+    def __init__(self, net: Net, course: Course, max_iter: int) -> None:
         self._net = net
-        self._cache = cache
+        self._course = course
         self._max_iter = max_iter
 
     @torch.no_grad()
-    def take(self, batch: Batch) -> newton.Solution:
+    def take(self, batch: Batch) -> Solution:
         """Set the head to its optimum on all rows."""
-        features, (labels, weights) = batch
-        solution = self._solution(features, labels, weights)
+        features, (y, weights) = batch
+        solution = self._solution(features, y, weights)
         linear = self._net.module_.head[-1]
         linear.weight.copy_(solution.weight)
         linear.bias.copy_(solution.bias)
         return solution
 
-    def _solution(self, features: Tensor, labels: Tensor, weights: Tensor) -> newton.Solution:
+    def _solution(self, features: Tensor, y: Tensor, weights: Tensor) -> Solution:
         net = self._net
-        head, device = net.module_.head, net.device
+        head, device, target = net.module_.head, net.device, net.criterion_.target
         settings = {
             "weight_decay": net.plan.weight_decay,
             "label_smoothing": net.criterion_.label_smoothing,
             "max_iter": self._max_iter,
         }
         layers = [type(layer).__name__ for layer in head]
+        counts = self._course.counts if net.plan.weight_decay == "auto" else None
 
-        def solve() -> newton.Solution:
+        def solve() -> Solution:
             inputs = _read_by_the_last(head, features.to(device))
-            rest = labels.to(device), weights.to(device)
-            return newton.solve(inputs, *rest, head[-1].out_features, **settings)
+            rest = y.to(device), weights.to(device)
+            solution: Solution = target.solve(inputs, *rest, counts=counts, **settings)
+            return solution
 
         return recall_or_solve(
-            self._cache,
-            (features, labels, weights),
-            (*layers, *settings.items(), device),
+            self._course.cache,
+            (features, y, weights, *([] if counts is None else [counts])),
+            (target.kind, *layers, *settings.items(), device),
             (head[-1].out_features, head[-1].in_features),
             solve,
         )
 
 
-class LogisticSteps:
-    """Steps on a linear head, by the gradient that logistic regression is known to have.
+class LinearSteps:
+    """Steps on a linear head, by the gradient that its loss is known to have.
 
-    A step on a small head costs less than all that usually surrounds it. Classes come first:
+    A step on a small head costs less than all that usually surrounds it. Outputs come first:
     products of flat matrices are the faster ones.
 
     Parameters
@@ -242,17 +245,18 @@ class LogisticSteps:
         weight, bias = net.module_.head[-1].weight, net.module_.head[-1].bias
         column = bias[:, None]
         step = quick_step(net.optimizer_)
+        target, criterion = net.criterion_.target, net.criterion_.criterion
         features, sizes = batches.dataset.features, batches.sizes
         order, places = batches.draw()
         losses = []
         parts = zip(
-            torch.split(places, sizes), self._targets(batches.dataset, order, sizes), strict=True
+            torch.split(places, sizes), self._wanted(batches.dataset, order, sizes), strict=True
         )
-        for place, (targets, shares) in parts:
+        for place, (wanted, shares) in parts:
             rows = features.index_select(0, place).to(weight.device)
             course.step_sizes.before_step()
-            logits = torch.addmm(column, weight, rows.T)
-            loss, error = newton.loss_and_error(logits, targets, shares)
+            outputs = torch.addmm(column, weight, rows.T)
+            loss, error = target.loss_and_error(outputs, wanted, shares, criterion)
             weight.grad, bias.grad = error @ rows, error.sum(1)
             course.add_penalty(net.plan.head_penalty)
             step()
@@ -267,29 +271,24 @@ class LogisticSteps:
             self._read = rows, FeatureRows(features, rows.labels, rows.weights)
         return self._read[1]
 
-    def _targets(
+    def _wanted(
         self, rows: FeatureRows, order: Tensor, sizes: list[int]
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Give each batch's targets, multiplied by its images' shares in the loss, and the shares.
+        """Give what each batch's outputs shall be, and its images' shares in the loss.
 
         They are computed for many batches at a time.
         """
-        device = self._net.device
-        n_at_once = max(1, _TARGETS_AT_ONCE // (len(self._soft_targets) * max(sizes)))
+        device, loss = self._net.device, self._net.criterion_
+        n_at_once = max(1, _NUMBERS_AT_ONCE // (loss.target.n_outputs * max(sizes)))
         images = iter(torch.split(order, sizes))
         for start in range(0, len(sizes), n_at_once):
             some = sizes[start : start + n_at_once]
             index = torch.cat(list(islice(images, len(some))))
             n_beside = torch.tensor(some).repeat_interleave(torch.tensor(some))
             shares = (rows.weights[index] / n_beside).to(device)
-            targets = self._soft_targets[:, rows.labels[index].to(device)] * shares
-            yield from zip(torch.split(targets, some, 1), torch.split(shares, some), strict=True)
-
-    @cached_property
-    def _soft_targets(self) -> Tensor:
-        net = self._net
-        n_classes, smoothing = net.module_.head[-1].out_features, net.criterion_.label_smoothing
-        return newton.soft_targets(n_classes, smoothing).float().to(net.device)
+            y = rows.labels[index].to(device)
+            wanted = loss.target.wanted(y, shares, loss.label_smoothing)
+            yield from zip(torch.split(wanted, some, 1), torch.split(shares, some), strict=True)
 
 
 # Anything ----------------------------------------------------------------------------

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from .targets import Target
 
 _MIN_MOMENTUM = 0.1  # torch's default for batch norm
 
@@ -49,27 +50,25 @@ class SuffixAndHead(nn.Module):
 class RowLoss(nn.Module):
     """One loss for each row, so that rows can be weighted."""
 
-    def __init__(self, criterion: Any = "cross_entropy", label_smoothing: float = 0.0) -> None:
+    def __init__(self, target: Target, criterion: Any, label_smoothing: float = 0.0) -> None:
         super().__init__()
+        self.target = target
         # skorch moves it to the net's device, and the user's own stays where it is.
         self.criterion = copy.deepcopy(criterion)
         self.label_smoothing = label_smoothing
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return the loss of each row."""
-        if self.criterion != "cross_entropy":
-            losses: Tensor = self.criterion(logits, labels)
-            if not isinstance(losses, Tensor) or losses.shape != labels.shape:
-                is_tensor = isinstance(losses, Tensor)
-                got = tuple(losses.shape) if is_tensor else type(losses).__name__
-                raise ValueError(
-                    f"criterion must give one loss for each row, of shape {tuple(labels.shape)}, "
-                    f'got {got}. A torch loss does with reduction="none".'
-                )
-            return losses
-        return F.cross_entropy(
-            logits, labels, reduction="none", label_smoothing=self.label_smoothing
-        )
+        if isinstance(self.criterion, str):
+            return self.target.losses(outputs, y, self.criterion, self.label_smoothing)
+        losses: Tensor = self.criterion(outputs, y)
+        if not isinstance(losses, Tensor) or losses.shape != (len(y),):
+            got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+            raise ValueError(
+                f"criterion must give one loss for each row, of shape {(len(y),)}, "
+                f'got {got}. A torch loss does with reduction="none".'
+            )
+        return losses
 
 
 def learned_norms(suffix: nn.Module) -> frozenset[nn.Module]:

@@ -23,6 +23,7 @@ from sktl.training.epochs import train
 from sktl.training.heads import SquareRoot, make_head
 from sktl.training.net import make_net
 from sktl.training.optimization import quick_step
+from sktl.training.targets import Classes
 
 SIZE = 32
 
@@ -696,10 +697,10 @@ def test_layers_of_a_head():
 
 def test_what_is_random_before_a_linear_head_is_drawn_in_each_epoch():
     plan = PretrainedImageClassifier(optimizer="adamw", lr=1e-20, max_epochs=2)._plan(
-        True, 0, False
+        Classes(2), True, 0, False
     )
     head, device = make_head("linear", 16, 2, 0.0), torch.device("cpu")
-    net = make_net(nn.Dropout(0.5), head, plan, "float32", device, n_classes=2)
+    net = make_net(nn.Dropout(0.5), head, plan, "float32", device, target=Classes(2))
     train(net, FeatureRows(torch.rand(8, 16), torch.arange(8) % 2))
     first, second = (row["train_loss"] for row in net.history)
     assert first != second

@@ -19,6 +19,7 @@ from sktl.images.augmentation import LightAugmentation, View, make_augmentation
 from sktl.training.averaging import WeightAverage
 from sktl.training.batches import FeatureRows, Mixer, TensorBatches
 from sktl.training.optimization import StepSizes, parameter_groups
+from sktl.training.targets import Classes
 
 SIZE = 32
 
@@ -117,7 +118,7 @@ def test_no_decay_of_what_is_no_matrix():
     backbone = load_backbone("vit_b_32", weights=None, image_size=32, seed=0)
     suffix = backbone.suffix(0, "auto")
     stages = backbone.suffix_stages(0, suffix)
-    plan = PretrainedImageClassifier(weight_decay=0.1)._plan(False, 0, False)
+    plan = PretrainedImageClassifier(weight_decay=0.1)._plan(Classes(2), False, 0, False)
     named = list(suffix.named_parameters())
     groups = parameter_groups(named, lambda name: stages[name], len(backbone.stages), plan)
     decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
@@ -129,7 +130,7 @@ def test_no_decay_of_what_is_no_matrix():
 def rates(make, schedule, n_steps=20, **params):
     weight = nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.SGD([weight], lr=0.5, momentum=0.9)
-    plan = make(schedule=schedule, **params)._plan(False, 0, False)
+    plan = make(schedule=schedule, **params)._plan(Classes(2), False, 0, False)
     sizes = StepSizes(optimizer, plan, n_steps)
     found = []
     for _ in range(n_steps):

@@ -218,7 +218,7 @@ def test_the_head_of_a_fine_tuned_fit_is_solved_once_for_all_rates(few_digits, s
 
 
 def test_a_solution_comes_back_as_it_was():
-    solution = Solution(torch.randn(3, 5).double(), torch.randn(3).double(), 0.25, 17)
+    solution = Solution(torch.randn(3, 5).double(), torch.randn(3).double(), 0.25, 17, 1e-3)
     cache = MemoryCache(2**20)
     cache.put([b"odd"], torch.zeros(1, 3, dtype=torch.uint8))
     tensors, facts = (torch.arange(7.0), torch.arange(3)), ("root", 1e-3)
@@ -233,7 +233,7 @@ def test_a_solution_comes_back_as_it_was():
         ((tensors[0] + 1, tensors[1]), facts),
         (tensors, ("linear", 1e-3)),
     ]
-    other = Solution(solution.weight + 1, solution.bias, 0.5, 1)
+    other = Solution(solution.weight + 1, solution.bias, 0.5, 1, 1e-3)
     for changed, changed_facts in others:
         found = recall_or_solve(cache, changed, changed_facts, (3, 5), lambda: other)
         assert found.loss == 0.5

@@ -1,0 +1,368 @@
+"""What y is, once it is read: how wide the head is, its loss, and what its outputs become.
+
+One class a kind. All else that trains, stores or exports a model asks its target, and doesn't
+know the kinds.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.model_selection import ShuffleSplit, StratifiedShuffleSplit
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import newton, ridge, selection
+from .ridge import WeightDecay
+
+Encoded = npt.NDArray[Any]  # y as a net learns it
+
+
+class Target(ABC):
+    """A kind of y.
+
+    Encoded y has a row for each image; `outputs` are what the head gives, of shape (n, n_outputs).
+
+    Attributes
+    ----------
+    kind : str
+        Its name in files.
+    score_name : str
+        What the history calls the score of rows that are watched, after "valid_".
+    criteria : tuple of str
+        The losses that have a name.
+    """
+
+    kind: ClassVar[str]
+    score_name: ClassVar[str]
+    criteria: ClassVar[tuple[str, ...]]
+
+    @property
+    @abstractmethod
+    def n_outputs(self) -> int:
+        """Width of the head."""
+
+    @abstractmethod
+    def tensor(self, y: Any) -> Tensor:
+        """Encoded y as a tensor."""
+
+    @abstractmethod
+    def is_solved(self, criterion: Any) -> bool:
+        """Whether a linear head's optimum by this loss is found on all rows at once."""
+
+    @abstractmethod
+    def first_criterion(self, criterion: Any) -> Any:
+        """The loss by which a head is fitted that steps go on from."""
+
+    @abstractmethod
+    def solve(
+        self,
+        features: Tensor,
+        y: Tensor,
+        weights: Tensor,
+        *,
+        weight_decay: WeightDecay,
+        counts: Tensor | None,
+        label_smoothing: float,
+        max_iter: int,
+    ) -> newton.Solution:
+        """Find that optimum.
+
+        Parameters
+        ----------
+        features, y, weights : tensors with a row for each image, or each view of one
+        weight_decay : float or "auto"
+            Half of it times the squared norm of the weights is added to the mean loss.
+        counts : tensor of shape (n_images,) or None
+            How many images each row stands for, where that decides what "auto" is; further rows
+            are other views of the same.
+        label_smoothing : float
+        max_iter : int
+        """
+
+    @abstractmethod
+    def losses(self, outputs: Tensor, y: Tensor, criterion: str, label_smoothing: float) -> Tensor:
+        """Loss of each row, by a criterion with a name."""
+
+    @abstractmethod
+    def steps_by(self, criterion: Any) -> bool:
+        """Whether the loss's gradient is known to `loss_and_error`."""
+
+    @abstractmethod
+    def wanted(self, y: Tensor, shares: Tensor, label_smoothing: float) -> Tensor:
+        """What `loss_and_error` compares outputs with, of shape (n_outputs, n).
+
+        Parameters
+        ----------
+        y : tensor
+            Encoded.
+        shares : tensor of shape (n,)
+            Of each row in its batch's loss.
+        label_smoothing : float
+        """
+
+    @abstractmethod
+    def loss_and_error(
+        self, outputs: Tensor, wanted: Tensor, shares: Tensor, criterion: str
+    ) -> tuple[Tensor, Tensor]:
+        """Weighted loss, and its derivative by outputs of shape (n_outputs, n)."""
+
+    @abstractmethod
+    def answers(self, outputs: Tensor) -> Tensor:
+        """What the head's outputs mean: probabilities, or numbers in y's units."""
+
+    @abstractmethod
+    def score_sums(self, outputs: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+        """What a batch of watched rows adds to the sums that the score is made of."""
+
+    @abstractmethod
+    def score(self, sums: npt.NDArray[np.float64], total_weight: float) -> float:
+        """Score of all watched rows; the higher the better."""
+
+    @abstractmethod
+    def progress(self, score: float, loss: float) -> tuple[float, ...]:
+        """What grows where watched rows are answered better."""
+
+    @abstractmethod
+    def hold_out(self, y: Encoded, share: float, seed: int) -> npt.NDArray[np.int64]:
+        """Choose rows to watch.
+
+        Raises
+        ------
+        ValueError
+            If there are too few; the message says of what.
+        """
+
+
+@dataclass(frozen=True)
+class Classes(Target):
+    """Each image is of one class; encoded y is its number, int64 of shape (n,).
+
+    Attributes
+    ----------
+    n_classes : int
+    """
+
+    n_classes: int
+
+    kind: ClassVar[str] = "classes"
+    score_name: ClassVar[str] = "acc"
+    criteria: ClassVar[tuple[str, ...]] = ("cross_entropy",)
+
+    @property
+    def n_outputs(self) -> int:
+        """Width of the head."""
+        return self.n_classes
+
+    def tensor(self, y: Any) -> Tensor:
+        """Class numbers."""
+        return torch.as_tensor(np.asarray(y), dtype=torch.int64)
+
+    def is_solved(self, criterion: Any) -> bool:
+        """Cross-entropy is."""
+        return isinstance(criterion, str)
+
+    def first_criterion(self, criterion: Any) -> Any:
+        """The same."""
+        return criterion
+
+    def solve(
+        self,
+        features: Tensor,
+        y: Tensor,
+        weights: Tensor,
+        *,
+        weight_decay: WeightDecay,
+        counts: Tensor | None,
+        label_smoothing: float,
+        max_iter: int,
+    ) -> newton.Solution:
+        """Multinomial logistic regression."""
+        temperature = 1.0
+        if isinstance(weight_decay, str):
+            choice = selection.choose(
+                features,
+                y,
+                weights,
+                self.n_classes,
+                n_views=1 if counts is None else len(y) // len(counts),
+                label_smoothing=label_smoothing,
+            )
+            weight_decay, temperature = choice.weight_decay, choice.temperature
+        solution = newton.solve(
+            features,
+            y,
+            weights,
+            self.n_classes,
+            weight_decay=weight_decay,
+            label_smoothing=label_smoothing,
+            max_iter=max_iter,
+        )
+        return solution.divided_by(temperature)
+
+    def losses(self, outputs: Tensor, y: Tensor, criterion: str, label_smoothing: float) -> Tensor:
+        """Cross-entropy."""
+        return F.cross_entropy(outputs, y, reduction="none", label_smoothing=label_smoothing)
+
+    def steps_by(self, criterion: Any) -> bool:
+        """By cross-entropy."""
+        return isinstance(criterion, str)
+
+    def wanted(self, y: Tensor, shares: Tensor, label_smoothing: float) -> Tensor:
+        """Probabilities, multiplied by the shares."""
+        soft = newton.soft_targets(self.n_classes, label_smoothing).to(shares)
+        return soft[:, y] * shares
+
+    def loss_and_error(
+        self, outputs: Tensor, wanted: Tensor, shares: Tensor, criterion: str
+    ) -> tuple[Tensor, Tensor]:
+        """Of the cross-entropy."""
+        return newton.loss_and_error(outputs, wanted, shares)
+
+    def answers(self, outputs: Tensor) -> Tensor:
+        """Probabilities."""
+        return torch.softmax(outputs, dim=1)
+
+    def score_sums(self, outputs: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+        """Weights of right answers."""
+        return (weights * (outputs.argmax(1) == y)).sum()[None]
+
+    def score(self, sums: npt.NDArray[np.float64], total_weight: float) -> float:
+        """Accuracy."""
+        return float(sums[0] / total_weight)
+
+    def progress(self, score: float, loss: float) -> tuple[float, ...]:
+        """More right answers, or as many that are surer."""
+        return score, -loss
+
+    def hold_out(self, y: Encoded, share: float, seed: int) -> npt.NDArray[np.int64]:
+        """Some of each class."""
+        splitter = StratifiedShuffleSplit(1, test_size=share, random_state=seed)
+        _, chosen = next(splitter.split(y, y))
+        return np.asarray(chosen, dtype=np.int64)
+
+
+_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "mse": F.mse_loss,
+    "mae": F.l1_loss,
+    "huber": F.huber_loss,
+}
+_SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mse": lambda residual: 2 * residual,
+    "mae": torch.sign,
+    "huber": lambda residual: residual.clamp(-1, 1),
+}
+
+
+@dataclass(frozen=True)
+class Numbers(Target):
+    """Each image has one number or several; encoded y is standardised, float64 (n, n_outputs).
+
+    Losses of several outputs are added up, so that each is fitted as it would be alone.
+
+    Attributes
+    ----------
+    mean, scale : tuple of float
+        Of each output, by which y was standardised.
+    flat : bool
+        Whether y had one dimension.
+    """
+
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+    flat: bool
+
+    kind: ClassVar[str] = "numbers"
+    score_name: ClassVar[str] = "r2"
+    criteria: ClassVar[tuple[str, ...]] = tuple(_LOSSES)
+
+    @property
+    def n_outputs(self) -> int:
+        """Width of the head."""
+        return len(self.mean)
+
+    def tensor(self, y: Any) -> Tensor:
+        """Standardised numbers."""
+        return torch.as_tensor(np.asarray(y), dtype=torch.float64).reshape(-1, self.n_outputs)
+
+    def is_solved(self, criterion: Any) -> bool:
+        """The mean squared error is."""
+        return bool(criterion == "mse")
+
+    def first_criterion(self, criterion: Any) -> Any:
+        """The mean squared error, whose optimum is near those of the others."""
+        return "mse" if isinstance(criterion, str) else criterion
+
+    def solve(
+        self,
+        features: Tensor,
+        y: Tensor,
+        weights: Tensor,
+        *,
+        weight_decay: WeightDecay,
+        counts: Tensor | None,
+        label_smoothing: float,
+        max_iter: int,
+    ) -> newton.Solution:
+        """Ridge regression."""
+        return ridge.solve(features, y, weights, weight_decay=weight_decay, counts=counts)
+
+    def losses(self, outputs: Tensor, y: Tensor, criterion: str, label_smoothing: float) -> Tensor:
+        """Sum over the outputs."""
+        return _LOSSES[criterion](outputs, y.to(outputs), reduction="none").sum(1)
+
+    def steps_by(self, criterion: Any) -> bool:
+        """By each that has a name."""
+        return isinstance(criterion, str)
+
+    def wanted(self, y: Tensor, shares: Tensor, label_smoothing: float) -> Tensor:
+        """The numbers."""
+        return y.T.to(shares)
+
+    def loss_and_error(
+        self, outputs: Tensor, wanted: Tensor, shares: Tensor, criterion: str
+    ) -> tuple[Tensor, Tensor]:
+        """Of any loss with a name."""
+        residual = outputs - wanted
+        losses = _LOSSES[criterion](outputs, wanted, reduction="none")
+        return (losses * shares).sum(), _SLOPES[criterion](residual) * shares
+
+    def answers(self, outputs: Tensor) -> Tensor:
+        """Numbers in y's units."""
+        mean, scale = (outputs.new_tensor(values) for values in (self.mean, self.scale))
+        numbers = outputs * scale + mean
+        return numbers[:, 0] if self.flat else numbers
+
+    def score_sums(self, outputs: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+        """Squared errors, numbers and their squares, of each output."""
+        y, column = y.to(outputs), weights.to(outputs)[:, None]
+        parts = ((outputs - y).square(), y, y.square())
+        return torch.cat([(column * part).sum(0) for part in parts])
+
+    def score(self, sums: npt.NDArray[np.float64], total_weight: float) -> float:
+        """R2, the mean over the outputs."""
+        residual, total, squares = np.split(sums, 3)
+        spread = squares - total**2 / total_weight
+        constant = spread <= 1e-12 * np.maximum(squares, 1e-300)
+        share = np.where(constant, np.where(residual > 0, 1.0, 0.0), 1.0)
+        np.divide(residual, spread, out=share, where=~constant)
+        return float(np.mean(1 - share))
+
+    def progress(self, score: float, loss: float) -> tuple[float, ...]:
+        """A lower loss."""
+        return (-loss,)
+
+    def hold_out(self, y: Encoded, share: float, seed: int) -> npt.NDArray[np.int64]:
+        """Some of all."""
+        splitter = ShuffleSplit(1, test_size=share, random_state=seed)
+        _, chosen = next(splitter.split(y))
+        return np.asarray(chosen, dtype=np.int64)
+
+
+KINDS: dict[str, type[Target]] = {kind.kind: kind for kind in (Classes, Numbers)}
