@@ -25,6 +25,7 @@ from .constraints import Interval, Options, StrOptions
 from .files.state import Packer, plain_rows, read_rows, restore_model, store_model
 from .images.augmentation import AUGMENTATIONS
 from .images.kinds import kind_of, looks_like_one_picture, one_picture_message
+from .labels import has_several_labels
 from .messages import shown
 from .model.fit import Fit, Setup, Task, fit_model
 from .model.joined import Model
@@ -159,7 +160,9 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
             # Drawn once, so that a second attempt is the same fit.
             seed = seed_of(self.random_state) if start is None else start.plan.seed
             attempt = partial(self._fit, context=context, start=start, seed=seed, **how)
-            keep_classes = is_classifier(self) and "partial" not in how
+            keep_classes = (
+                is_classifier(self) and "partial" not in how and not has_several_labels(y)
+            )
             interrupted, self.skipped_ = self._skip_unreadable(
                 attempt, X, y, sample_weight, keep_classes=keep_classes
             )

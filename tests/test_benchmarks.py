@@ -26,6 +26,7 @@ def slow(command):
         slow("memory.py --few 16 --many 32"),
         slow("import_time.py --repeats 1"),
         "decoding.py --repeats 1",
+        slow("files.py --images 16 --image-size 64 --repeats 1"),
         slow("large_folder.py --images 32 --few 16"),
         slow("deploy.py --images 16 --repeats 1 --compile 0"),
         slow("training_step.py --images 64 --repeats 1"),

@@ -103,3 +103,9 @@ def test_one_image_of_each_class(digits):
     X, y, _, _ = digits
     first = [int(np.flatnonzero(y == k)[0]) for k in range(10)]
     assert make(weight_decay="auto").fit(X[first], y[first]).weight_decay_ == 1e-3
+
+
+def test_several_labels_need_a_number(digits):
+    X, y, _, _ = digits
+    with pytest.raises(ValueError, match="several labels. Pass a number"):
+        make(weight_decay="auto").fit(X, np.c_[y > 4, y % 2].astype(int))

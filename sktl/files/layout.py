@@ -26,7 +26,7 @@ from ..images.preprocessing import RECIPE_MODES, Recipe, Size, as_size, height_w
 from ..model.adapt import METHODS
 from ..training.heads import HEADS, ONE_LAYER
 from ..training.optimization import OPTIMIZERS, SCHEDULES, UNFREEZING
-from ..training.targets import Classes, Numbers
+from ..training.targets import Classes, Indicators, Numbers
 from .container import FileFormatError, NotSavableError
 from .readers import (
     Reader,
@@ -580,9 +580,12 @@ _trained_parameters = _parameters | {
 
 def _classifier_parts(state: Stored) -> tuple[Stored, Stored, Tensors]:
     sample, classes = state.pop("_sample"), state.pop("classes_")
+    target = state["_model"]["target"]
     attributes, model, tensors = _trained_parts(state)
     attributes["classes_"] = _labels_to_json(classes)
     model["head"]["n_classes"] = model["head"].pop("n_outputs")
+    if target["kind"] == Indicators.kind:  # without it, a file is of classes
+        model["target"] = {name: target[name] for name in ("kind", "n_labels")}
     if sample is not None and sample["features"].nbytes <= _SAMPLE_BYTES:
         names = ("features", "labels", "weights")
         tensors |= {f"sample/{name}": torch.from_numpy(sample[name]) for name in names}
@@ -597,13 +600,21 @@ def _classifier_state(attributes: Stored, model: Stored, tensors: Tensors) -> St
     if "sample/features" in tensors:
         sample = {n: tensors[f"sample/{n}"].numpy() for n in ("features", "labels", "weights")}
         sample["n_classes"] = np.asarray(model["head"]["n_classes"])
-    return _trained_state(attributes, model, tensors) | {"_sample": sample}
+    state = _trained_state(attributes, model, tensors) | {"_sample": sample}
+    if "target" in model:
+        state["_model"]["target"] = model["target"]
+    return state
 
 
 def _check_classifier(read: Stored) -> None:
     _check_trained(read)
     attributes, head = read["attributes"], read["model"]["head"]
     n_classes, adaptation = len(attributes["classes_"]), attributes.get("adaptation_")
+    target = read["model"].get("target")
+    if target is not None and attributes["classes_"].tolist() != [*range(target["n_labels"])]:
+        raise FileFormatError(f"classes_ must be 0 to {target['n_labels'] - 1}, as labels are.")
+    if target is not None and adaptation is not None:
+        raise FileFormatError("A classifier of several labels has no adaptation_.")
     if head["n_classes"] != n_classes:
         raise FileFormatError(f"The head is for {head['n_classes']} classes, not {n_classes}.")
     if adaptation is not None and len(adaptation.proportions) != n_classes:
@@ -614,6 +625,8 @@ def _check_classifier_tensors(read: Stored, tensors: Tensors) -> None:
     head = read["model"]["head"]
     _check_trained_tensors(read, tensors, head["n_classes"])
     _check_sample(head, tensors)
+    if "target" in read["model"] and "sample/features" in tensors:
+        raise FileFormatError("A classifier of several labels has no sample.")
 
 
 def _check_sample(head: Stored, tensors: Tensors) -> None:
@@ -646,7 +659,8 @@ CLASSIFIER = Layout(
         | {
             "head": record(_head | {"n_classes": integer(2)}),
             "plan": record(_plan | {"criterion": one_of(*Classes.criteria)}, _plan_may_lack),
-        }
+        },
+        {"target": record({"kind": one_of(Indicators.kind), "n_labels": integer(2)})},
     ),
     to_parts=_classifier_parts,
     to_state=_classifier_state,

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+import threading
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_predict
@@ -17,8 +19,11 @@ import sktl.backbones
 from sktl import PretrainedImageClassifier, PretrainedImageFeatures, load_image_folder
 from sktl.backbones import load_backbone
 from sktl.cache import DirectoryCache, MemoryCache
+from sktl.frozen.module import FrozenModule
 from sktl.frozen.prefix import FrozenPrefix, freeze_prefix, freeze_stage
+from sktl.images import jpeg
 from sktl.images.format import learn_format
+from sktl.images.preprocessing import Recipe
 from sktl.images.reading import open_images
 
 CPU = torch.device("cpu")
@@ -127,6 +132,12 @@ def test_the_key_tells_what_changes_the_features(backbone):
     assert len(set(others)) == len(others)
 
 
+def test_the_key_names_the_decoder(backbone, monkeypatch):
+    with_library = FrozenPrefix(backbone, None, "auto", "float32", CPU).key
+    monkeypatch.setattr(jpeg, "decoder", lambda: "another")
+    assert FrozenPrefix(backbone, None, "auto", "float32", CPU).key != with_library
+
+
 @pytest.mark.parametrize("change", ["weight", "dilation", "statistic", "attribute"])
 def test_the_key_of_a_module_tells_its_settings(change):
     def make(changed):
@@ -149,6 +160,37 @@ def test_the_key_of_a_module_tells_its_settings(change):
 def test_more_threads_give_the_same_features(prefix, photographs):
     images = images_of(np.concatenate([photographs[0]] * 9))
     assert torch.equal(prefix.compute(images, n_jobs=3), prefix.compute(images))
+
+
+def test_files_are_read_while_the_network_runs(prefix, photographs, tmp_path, monkeypatch):
+    """The first batch stays in the network until files of the next one have been read."""
+    paths = [str(tmp_path / f"{i}.jpg") for i in range(18)]
+    for i, path in enumerate(paths):
+        Image.fromarray(photographs[0][i % 12]).save(path)
+    met, runs, has_read = [], threading.Event(), threading.Event()
+    read, run = Recipe.read, FrozenModule.__call__
+    first = threading.Lock()
+
+    def watched_read(self, images, indices):
+        if first.acquire(blocking=False):
+            return read(self, images, indices)
+        met.append(runs.wait(60))
+        prepared = read(self, images, indices)
+        has_read.set()
+        return prepared
+
+    def watched_run(self, batch):
+        runs.set()
+        met.append(has_read.wait(60))
+        return run(self, batch)
+
+    expected = prefix.compute(images_of(paths))
+    monkeypatch.setattr(Recipe, "read", watched_read)
+    monkeypatch.setattr(FrozenModule, "__call__", watched_run)
+    found = prefix.compute(images_of(paths), n_jobs=2)
+    assert torch.equal(found, expected)
+    assert len(met) > 2
+    assert all(met)
 
 
 def test_a_search_computes_each_image_once(digits):
