@@ -8,7 +8,7 @@ import re
 from os.path import normpath, relpath
 from pathlib import Path, PurePosixPath
 
-from sktl import PretrainedImageClassifier, PretrainedImageFeatures
+from sktl import PretrainedImageClassifier, PretrainedImageFeatures, PretrainedImageRegressor
 
 ROOT = Path(__file__).parents[1]
 BACKBONES = ROOT / "benchmarks" / "backbones.csv"
@@ -28,6 +28,7 @@ GUIDE = [
     "fine-tuning",
     "training",
     "transfer",
+    "numbers",
     "parameters",
     "speed",
     "plots",
@@ -48,6 +49,7 @@ EXAMPLES = [
     "find_mislabelled",
     "few_labels",
     "other_source",
+    "pictures_and_numbers",
     "from_keras",
     "score_folder",
 ]
@@ -63,7 +65,8 @@ MODULES = {
         "images.augmentation images"
     ),
     "Backbones: Networks, their weights, and where they can be cut.": (
-        "backbones.efficientnet_lite backbones.registry backbones.weights "
+        "backbones.efficientnet_lite backbones.given backbones.hubs backbones.registry "
+        "backbones.weights "
         "backbones.shaped_trace backbones.graph backbones.from_transformers "
         "backbones.classifier backbones.stages backbones.split backbones"
     ),
@@ -75,10 +78,10 @@ MODULES = {
         "frozen.prefix frozen"
     ),
     "Suffix and head: From features to logits.": (
-        "training.heads training.newton training.selection training.ridge training.targets "
-        "training.solutions "
-        "training.optimization training.batches training.depthwise training.averaging "
-        "training.suffix training.steps training.net training.progress training.epochs training"
+        "training.heads training.newton training.selection training.ridge training.binary "
+        "training.targets training.solutions training.optimization training.batches "
+        "training.depthwise training.averaging training.suffix training.steps training.net "
+        "training.progress training.epochs training"
     ),
     "Model: Backbone, suffix and head together, and what can be done with them.": (
         "model.joined model.alignment model.fit model.adapt model.explain "
@@ -92,8 +95,8 @@ MODULES = {
     ),
     "Plots: Scikit-learn's displays, of what fitted estimators know.": (
         "plotting.drawing plotting.pictures plotting.training_curve plotting.freeze_search "
-        "plotting.predictions plotting.confusion plotting.explanations plotting.feature_map "
-        "plotting"
+        "plotting.predictions plotting.numbers plotting.confusion plotting.explanations "
+        "plotting.feature_map plotting"
     ),
 }
 
@@ -168,17 +171,23 @@ def parameters() -> dict[str, tuple[str, str, str]]:
         For each name, its default, the first sentence on it in the docstring, and which of the
         estimators has it.
     """
-    estimators = {"classifier": PretrainedImageClassifier, "features": PretrainedImageFeatures}
+    estimators = {
+        "classifier": PretrainedImageClassifier,
+        "regressor": PretrainedImageRegressor,
+        "features": PretrainedImageFeatures,
+    }
     found: dict[str, tuple[str, str, str]] = {}
     for which, estimator in estimators.items():
         told = _first_sentences(inspect.getdoc(estimator) or "")
         for name, parameter in inspect.signature(estimator).parameters.items():
             default = getattr(parameter.default, "__name__", None) or repr(parameter.default)
             if name in found:
-                found[name] = (*found[name][:2], "both")
+                default, text, others = found[name]
+                found[name] = (default, text, f"{others}, {which}")
             else:
                 found[name] = (default.replace("'", '"'), told.get(name, ""), which)
-    return found
+    everywhere = ", ".join(estimators)
+    return {name: (*row[:2], row[2].replace(everywhere, "all")) for name, row in found.items()}
 
 
 def _first_sentences(doc: str) -> dict[str, str]:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from joblib import effective_n_jobs
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator
 from sklearn.utils import Tags
 from sklearn.utils.validation import validate_data
@@ -326,6 +327,8 @@ def rows_at(rows: Any, places: npt.NDArray[np.int64]) -> Any:
     """Take some rows of what has one for each image, in a container of the same kind."""
     if rows is None or np.isscalar(rows):
         return rows
+    if issparse(rows):
+        return rows.tocsr()[places]
     if hasattr(rows, "iloc"):  # of pandas
         return rows.iloc[places]
     if isinstance(rows, torch.Tensor):

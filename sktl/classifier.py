@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import warnings
 from numbers import Real
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.special import log_softmax, softmax
+from scipy.special import expit, log_expit, log_softmax, softmax
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
-from sklearn.utils import Bunch
+from sklearn.utils import Bunch, Tags
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from .base import rows_at
@@ -21,7 +22,15 @@ from .files.layout import CLASSIFIER
 from .files.saving import savable
 from .files.state import Packer
 from .images.reading import Images
-from .labels import check_labels, check_weights, class_numbers
+from .labels import (
+    check_indicators,
+    check_labels,
+    check_sample_weight,
+    check_weights,
+    class_numbers,
+    has_several_labels,
+    weights_of_labels,
+)
 from .messages import shown, shown_several
 from .model.adapt import METHODS, Adaptation, Job, adapt_model
 from .model.alignment import LabelledFeatures, Settings
@@ -33,7 +42,7 @@ from .model.joined import Model
 from .predictor import Given, ImagePredictor
 from .summary import listed
 from .training.progress import with_callbacks
-from .training.targets import Classes
+from .training.targets import Classes, Indicators
 
 
 @savable(CLASSIFIER)
@@ -46,8 +55,9 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
     Parameters
     ----------
     backbone : str, torch.nn.Module or callable, default="efficientnet_lite0"
-        A name of :func:`sktl.list_backbones`, a network, or what returns one. The default's
-        ImageNet weights are installed with sktl, so it needs no network connection.
+        A name of :func:`sktl.list_backbones`, "timm/<name>", "hf/<repository>" of Hugging Face's
+        hub, a network, or what returns one. The default's ImageNet weights are installed with sktl,
+        so it needs no network connection.
     weights : str, path, torchvision WeightsEnum or None, default="DEFAULT"
         Weights by torchvision's names, the path of a state dict (.pth or .safetensors), or
         None for random ones. A module keeps its own.
@@ -98,10 +108,14 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         Learning rate of the last stage that trains. None is `lr`.
     layer_decay : float, default=1.0
         What a stage's learning rate is of that of the stage after it.
-    weight_decay : float, default=1e-3
+    weight_decay : float or "auto", default=1e-3
         L2 penalty of the weights (not of biases and norms). Half of it times the squared norm of
         the head's weights is added to the mean loss, whichever way the head is trained. For stages
         that train, and for the head with a class as `optimizer`, it is the optimizer's parameter.
+        "auto" chooses the penalty of a head that is solved for, and the temperature by which its
+        logits are divided [5]_, by three-fold cross-validation on the features; also where stages
+        that train go on from such a head. For stages, and for a head that takes steps alone, it
+        is 1e-3. Several labels need a number.
     schedule : {"cosine", "constant", "one_cycle"} or callable, default="cosine"
         How learning rates change from step to step: down to zero by a cosine, not at all, or up
         and down while momentum goes down and up. A callable makes a torch scheduler of the
@@ -196,6 +210,8 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
+    weight_decay_ : float
+        The head's penalty, given or chosen.
     n_features_in_ : int
         Width of X, where it is two-dimensional.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -240,6 +256,7 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
        (2018), arXiv:1801.06146.
     .. [4] S. Yang et al., Free Lunch for Few-shot Learning: Distribution Calibration (2021),
        arXiv:2101.06395.
+    .. [5] C. Guo et al., On Calibration of Modern Neural Networks (2017), arXiv:1706.04599.
 
     Examples
     --------
@@ -277,7 +294,7 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         lr: float | None = None,
         backbone_lr: float | None = None,
         layer_decay: float = 1.0,
-        weight_decay: float = 1e-3,
+        weight_decay: float | str = 1e-3,
         schedule: Any = "cosine",
         warmup: float | None = None,
         unfreeze: str = "head_first",
@@ -435,6 +452,13 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         partial: bool,
         **how: Any,
     ) -> Given:
+        if y is not None and has_several_labels(y):
+            return self._read_indicators(y, sample_weight, start, **how)
+        if start is not None and isinstance(start.target, Indicators):
+            raise ValueError(
+                f"The last fit was to {start.target.n_labels} labels, and y has no columns. To "
+                "begin anew, call fit with warm_start=False."
+            )
         if partial:
             classes, labels = self._check_part_of_y(y, how["all_classes"])
         else:
@@ -447,6 +471,50 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
                 f"{shown_several(classes.tolist())}. Set warm_start=False to begin anew."
             )
         return Given(Classes(len(classes)), labels, weights, {"classes_": classes})
+
+    def _read_indicators(
+        self, y: Any, sample_weight: Any, start: Model | None, **how: Any
+    ) -> Given:
+        """Check y where it tells of several labels, each of its own."""
+        partial = "all_classes" in how
+        indicators = check_indicators(y, type(self).__name__)
+        n, n_labels = indicators.shape
+        if start is not None and not (self.multilabel_ and len(self.classes_) == n_labels):
+            kind = "labels" if self.multilabel_ else "classes"
+            raise ValueError(
+                f"The last fit was to {len(self.classes_)} {kind}, and y has {n_labels} columns. "
+                "To begin anew, call fit with warm_start=False."
+            )
+        if self.weight_decay == "auto":
+            raise ValueError(
+                'weight_decay="auto" chooses for classes, but y tells of several labels. Pass a '
+                "number, or search over some with GridSearchCV."
+            )
+        if self.class_weight is not None and self.criterion not in Indicators.criteria:
+            raise ValueError(
+                f"class_weight={shown(self.class_weight)} weighs the cross-entropy of each label, "
+                f"but criterion={shown(self.criterion)}. Leave it out, or weigh in the criterion."
+            )
+        weights = check_sample_weight(sample_weight, n)
+        if partial:
+            self._check_part_of_indicators(how["all_classes"], n_labels)
+        else:
+            _warn_of_constant_labels(indicators[weights > 0])
+        by_label = weights_of_labels(self.class_weight, indicators, weights)
+        attributes = {"classes_": np.arange(n_labels)}
+        return Given(Indicators(n_labels, by_label), indicators, weights, attributes)
+
+    def _check_part_of_indicators(self, all_classes: Any, n_labels: int) -> None:
+        if isinstance(self.class_weight, str):
+            raise ValueError(
+                f"class_weight={shown(self.class_weight)} can't be known from a part of the "
+                "images. Pass a dict of weights of 0 and 1 to use partial_fit."
+            )
+        if all_classes is not None and not np.array_equal(all_classes, np.arange(n_labels)):
+            raise ValueError(
+                f"y has {n_labels} columns, so classes must be 0 to {n_labels - 1} or None; got "
+                f"{shown(all_classes)}."
+            )
 
     def _check_part_of_y(
         self, y: Any, all_classes: Any
@@ -484,10 +552,11 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         Returns
         -------
         ndarray of shape (n_samples, n_classes), or (n_samples,) with two classes
-            The logits; with two classes, that of the second less that of the first.
+            The logits; with two classes, that of the second less that of the first. With several
+            labels, (n_samples, n_labels): above zero where the image has the label.
         """
         logits = self._outputs(X)
-        if len(self.classes_) > 2:
+        if self.multilabel_ or len(self.classes_) > 2:
             return logits
         margin: npt.NDArray[np.float64] = logits[:, 1] - logits[:, 0]
         return margin
@@ -502,9 +571,12 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         Returns
         -------
         ndarray of shape (n_samples, n_classes)
-            Columns in the order of ``classes_``.
+            Columns in the order of ``classes_``. With several labels, (n_samples, n_labels): of
+            each label, that the image has it.
         """
-        probabilities: npt.NDArray[np.float64] = softmax(self._outputs(X), axis=1)
+        logits = self._outputs(X)
+        probabilities: npt.NDArray[np.float64]
+        probabilities = expit(logits) if self.multilabel_ else softmax(logits, axis=1)
         return probabilities
 
     def predict_log_proba(self, X: Any) -> npt.NDArray[np.float64]:
@@ -518,7 +590,9 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         -------
         ndarray of shape (n_samples, n_classes)
         """
-        logarithms: npt.NDArray[np.float64] = log_softmax(self._outputs(X), axis=1)
+        logits = self._outputs(X)
+        logarithms: npt.NDArray[np.float64]
+        logarithms = log_expit(logits) if self.multilabel_ else log_softmax(logits, axis=1)
         return logarithms
 
     def predict(self, X: Any) -> npt.NDArray[Any]:
@@ -531,11 +605,16 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         Returns
         -------
         ndarray of shape (n_samples,)
+            With several labels, (n_samples, n_labels): 1 where the image has the label, and 0.
             Where images can't be read and ``on_error="skip"``, an array of objects with None in
             their places.
         """
         logits = self._outputs(X)
-        labels: npt.NDArray[Any] = self.classes_[logits.argmax(axis=1)]
+        labels: npt.NDArray[Any]
+        if self.multilabel_:
+            labels = (logits > 0).astype(np.int64)
+        else:
+            labels = self.classes_[logits.argmax(axis=1)]
         unanswered = np.isnan(logits).all(axis=1)
         if self.on_error == "skip" and unanswered.any():
             labels = labels.astype(object)
@@ -548,17 +627,21 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         Parameters
         ----------
         X : array, list, Series or DataFrame of n_samples images
-        y : array-like of shape (n_samples,)
+        y : array-like of shape (n_samples,) or (n_samples, n_labels)
         sample_weight : array-like of shape (n_samples,), default=None
 
         Returns
         -------
         float
-            The share of right predictions, of the images that can be read.
+            The share of right predictions, of the images that can be read. With several labels, a
+            prediction is right where all labels are.
         """
         predicted = self.predict(X)
+        if self.multilabel_:
+            y = check_indicators(y, type(self).__name__)
         check_consistent_length(predicted, y, sample_weight)
-        answered = np.flatnonzero([label is not None for label in predicted.tolist()])
+        first = predicted.reshape(len(predicted), -1)[:, 0]
+        answered = np.flatnonzero([label is not None for label in first.tolist()])
         if not len(answered):
             raise ValueError("None of the images in X can be read, so there is no score.")
         if len(answered) < len(predicted):
@@ -662,10 +745,15 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         True
         """
         check_is_fitted(self)
+        if self.multilabel_:
+            raise ValueError(
+                "adapt is for classes, of which each image has one; this classifier was fitted to "
+                "several labels. Fit one classifier for each label to adapt it."
+            )
         if method not in METHODS:
             raise ValueError(f"method={shown(method)} is not one of {sorted(METHODS)}.")
         kept = (self._cache(), self._n_jobs())
-        settings = Settings(self.weight_decay, self.label_smoothing)
+        settings = Settings(self.weight_decay_, self.label_smoothing)
         (source, source_images), _ = self._skip_unreadable(self._source, X_source, y_source)
 
         def run(X: Any) -> tuple[Adaptation, int]:
@@ -889,13 +977,24 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
             check_consistent_length(np.empty(len(images)), targets)
         return explain_images(self._model, images, targets, method)
 
+    @property
+    def multilabel_(self) -> bool:
+        """Whether it was fitted to several labels, of which an image has any number."""
+        check_is_fitted(self)
+        return isinstance(self._model.target, Indicators)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
+
     def _set_fitted(self, fit: Fit, given: Given, partial: bool) -> None:
         super()._set_fitted(fit, given, partial)
         self._sample = None if partial else fit.sample  # a part may lack whole classes
         self.__dict__.pop("adaptation_", None)
 
     def _fact_of_y(self) -> tuple[str, str]:
-        return "Classes", listed(self.classes_.tolist())
+        return "Labels" if self.multilabel_ else "Classes", listed(self.classes_.tolist())
 
     def _store(self, state: dict[str, Any], pack: Packer) -> dict[str, Any]:
         state = super()._store(state, pack)
@@ -911,6 +1010,20 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         if "adaptation_" in state:
             state["adaptation_"] = Bunch(**{"adapted": True} | state["adaptation_"])
         return state
+
+
+def _warn_of_constant_labels(indicators: npt.NDArray[np.uint8]) -> None:
+    """Warn of labels that nothing can be learned of, as scikit-learn's OneVsRestClassifier does."""
+    counts = indicators.sum(axis=0, dtype=np.int64)
+    for who, n in (("No image has", 0), ("All images have", len(indicators))):
+        labels = np.flatnonzero(counts == n).tolist()
+        if labels:
+            warnings.warn(
+                f"{who} the labels {shown_several(labels)}, counted from 0; what tells them can't "
+                "be learned.",
+                UserWarning,
+                stacklevel=9,
+            )
 
 
 def _restore_sample(stored: dict[str, Any] | None) -> LabelledFeatures | None:

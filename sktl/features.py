@@ -42,7 +42,8 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
     Parameters
     ----------
     backbone : str, torch.nn.Module or callable, default="efficientnet_lite0"
-        A name of :func:`sktl.list_backbones`, a network, or what returns one.
+        A name of :func:`sktl.list_backbones`, "timm/<name>", "hf/<repository>" of Hugging Face's
+        hub, a network, or what returns one.
     weights : str, path, torchvision WeightsEnum or None, default="DEFAULT"
         Weights by torchvision's names, the path of a state dict (.pth or .safetensors), or
         None for random ones, the same in every fit. A module keeps its own.

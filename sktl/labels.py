@@ -15,6 +15,12 @@ from sklearn.utils.validation import assert_all_finite, check_array, check_non_n
 
 from .messages import shown, shown_several
 
+_COLLECTIONS = (list, tuple, set, frozenset)
+_LISTS_OF_LABELS = (
+    "y holds lists of labels. sklearn.preprocessing.MultiLabelBinarizer().fit_transform(y) makes "
+    "of them the columns of 0 and 1 that fit takes; for one label an image, pass labels alone."
+)
+
 
 def check_labels(y: Any, estimator: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """Find the classes in y.
@@ -41,12 +47,6 @@ def check_labels(y: Any, estimator: str) -> tuple[npt.NDArray[Any], npt.NDArray[
     """
     if y is None:
         raise ValueError(f"{estimator} requires y to be passed, but the target y is None.")
-    shape = np.asarray(y).shape
-    if len(shape) == 2 and shape[1] > 1:
-        raise ValueError(
-            f"y has shape {shape}: multi-label and multi-output targets are not supported. "
-            "Pass one class label for each image."
-        )
     given, y = y, column_or_1d(y, warn=True)
     if len(y) == 0:  # and X with it
         raise ValueError(
@@ -65,6 +65,117 @@ def check_labels(y: Any, estimator: str) -> tuple[npt.NDArray[Any], npt.NDArray[
             "least 2 classes."
         )
     return classes, labels.astype(np.int64)
+
+
+def has_several_labels(y: Any) -> bool:
+    """Whether y has a column for each of several labels.
+
+    Raises
+    ------
+    ValueError
+        If y holds lists of labels, which have to be made indicators first.
+    """
+    if issparse(y):
+        return bool(y.shape[1] > 1)
+    if not hasattr(y, "shape"):
+        y = list(y) if isinstance(y, list | tuple) else y
+        lists = isinstance(y, list) and any(isinstance(row, _COLLECTIONS) for row in y)
+        if lists and len({len(row) for row in y if isinstance(row, _COLLECTIONS)}) > 1:
+            raise ValueError(_LISTS_OF_LABELS)
+    values = np.asarray(y)
+    of_objects = values.ndim == 1 and values.dtype == object
+    if of_objects and any(isinstance(row, (*_COLLECTIONS, np.ndarray)) for row in values):
+        raise ValueError(_LISTS_OF_LABELS)
+    return values.ndim > 1 and values.shape[1] > 1
+
+
+def check_indicators(y: Any, estimator: str) -> npt.NDArray[np.uint8]:
+    """Read which image has which label.
+
+    Parameters
+    ----------
+    y : array-like or sparse matrix of shape (n, n_labels)
+        0 and 1.
+    estimator : str
+        The name to use in messages.
+
+    Returns
+    -------
+    uint8 ndarray of shape (n, n_labels)
+
+    Raises
+    ------
+    ValueError
+        If y is something else.
+    """
+    values = y.toarray() if issparse(y) else np.asarray(y)
+    if values.ndim != 2:
+        raise ValueError(f"y has shape {values.shape}; it can have one or two dimensions.")
+    if len(values) == 0:
+        raise ValueError("Found 0 sample(s) in X and y while a minimum of 1 is required.")
+    if values.dtype == object:
+        kinds = (Real, np.bool_)
+        if all(isinstance(value, kinds) for value in values.ravel().tolist()):
+            values = values.astype(np.float64)
+    if values.dtype.kind in "fc":
+        assert_all_finite(values, input_name="y")
+    numeric = values.dtype.kind in "biuf"
+    others = np.unique(values[(values != 0) & (values != 1)]).tolist() if numeric else []
+    if others or not numeric:
+        held = shown_several(others) if numeric else shown(values.ravel().tolist()[0])
+        raise ValueError(
+            f"y has shape {values.shape}, so its columns are labels that each image has or hasn't, "
+            f"and its values must be 0 or 1; it holds {held}. For several classes an image, one "
+            "of each column, there is sklearn.multioutput.MultiOutputClassifier("
+            f"{estimator}()); lists of labels become columns of 0 and 1 by "
+            "sklearn.preprocessing.MultiLabelBinarizer."
+        )
+    return values.astype(np.uint8)
+
+
+def weights_of_labels(
+    class_weight: Any, indicators: npt.NDArray[np.uint8], weights: npt.NDArray[np.float64]
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """What each label's absence and presence weighs in the loss; None where all weigh the same.
+
+    As each label is a problem of its own with the classes 0 and 1, so are its weights, of which
+    the images' mean is one.
+
+    Parameters
+    ----------
+    class_weight : dict, "balanced" or None
+    indicators : uint8 ndarray of shape (n, n_labels)
+    weights : float64 ndarray of shape (n,)
+        Of the images.
+
+    Raises
+    ------
+    ValueError
+        If the dict's keys aren't 0 and 1, or a weight is none.
+    """
+    if class_weight is None:
+        return None
+    present = weights @ indicators
+    counts = np.stack([weights.sum() - present, present])
+    if isinstance(class_weight, dict):
+        unknown = sorted(set(class_weight) - {0, 1}, key=str)
+        if unknown:
+            raise ValueError(
+                f"class_weight has weights for {shown_several(unknown)}. With several labels it is "
+                "a dict of weights of 0 and 1, of the absence and presence of any label, or "
+                '"balanced".'
+            )
+        _check_class_weight(class_weight, [0, 1])
+        given = np.array([[class_weight.get(value, 1.0)] for value in (0, 1)], dtype=np.float64)
+        by_label = np.broadcast_to(given, counts.shape)
+    else:
+        by_label = 1 / np.maximum(counts, np.finfo(np.float64).tiny)
+        by_label = np.where(counts > 0, by_label, 0.0)
+    total = (by_label * counts).sum(0)
+    # Of a label that has no images that count, the weights say nothing.
+    by_label = np.where(total > 0, by_label * weights.sum() / np.where(total > 0, total, 1), 1.0)
+    absence, presence = by_label.tolist()
+    return tuple(absence), tuple(presence)
 
 
 def class_numbers(name: str, y: Any, classes: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

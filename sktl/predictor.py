@@ -25,6 +25,7 @@ from .constraints import Interval, Options, StrOptions
 from .files.state import Packer, plain_rows, read_rows, restore_model, store_model
 from .images.augmentation import AUGMENTATIONS
 from .images.kinds import kind_of, looks_like_one_picture, one_picture_message
+from .labels import has_several_labels
 from .messages import shown
 from .model.fit import Fit, Setup, Task, fit_model
 from .model.joined import Model
@@ -106,7 +107,7 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         "lr": [_POSITIVE, None],
         "backbone_lr": [_POSITIVE, None],
         "layer_decay": [Interval(Real, 0, 1, closed="right")],
-        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "weight_decay": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
         "schedule": [StrOptions(set(SCHEDULES)), callable],
         "warmup": [_SHARE, None],
         "unfreeze": [StrOptions(set(UNFREEZING))],
@@ -159,7 +160,9 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
             # Drawn once, so that a second attempt is the same fit.
             seed = seed_of(self.random_state) if start is None else start.plan.seed
             attempt = partial(self._fit, context=context, start=start, seed=seed, **how)
-            keep_classes = is_classifier(self) and "partial" not in how
+            keep_classes = (
+                is_classifier(self) and "partial" not in how and not has_several_labels(y)
+            )
             interrupted, self.skipped_ = self._skip_unreadable(
                 attempt, X, y, sample_weight, keep_classes=keep_classes
             )
@@ -339,6 +342,7 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
             "stages_": list(model.backbone.stages),
             "freeze_": model.depth,
             "net_": model.net,
+            "weight_decay_": float(model.net.plan.head_decay),
             "device_": model.device,
             "precision_": model.precision,
         }
@@ -414,7 +418,7 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         return Summary(facts, stages[: self.freeze_], [*stages[self.freeze_ :], "head"])
 
     def _store(self, state: dict[str, Any], pack: Packer) -> dict[str, Any]:
-        for name in ("net_", "device_", "precision_"):
+        for name in ("net_", "device_", "precision_", "weight_decay_"):
             del state[name]
         return state | {
             "history_": plain_rows(self.history_),
@@ -429,6 +433,7 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
                 "net_": model.net,
                 "device_": model.device,
                 "precision_": model.precision,
+                "weight_decay_": float(model.net.plan.head_decay),
             }
             state.setdefault("skipped_", np.arange(0))  # older files lack it
             state["history_"] = read_rows(state["history_"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, NoReturn, Self
 
 import numpy as np
@@ -16,7 +16,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from .base import rows_at
-from .constraints import Interval, StrOptions
+from .constraints import StrOptions
 from .files.layout import REGRESSOR
 from .files.saving import savable
 from .files.state import Packer
@@ -127,7 +127,6 @@ on_error, callbacks, random_state, verbose
 
     _parameter_constraints: dict[str, list[Any]] = ImagePredictor._parameter_constraints | {
         "criterion": [StrOptions(set(Numbers.criteria)), callable],
-        "weight_decay": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
     }
 
     def __init__(
@@ -305,10 +304,6 @@ on_error, callbacks, random_state, verbose
         standardised = (columns - target.mean) / target.scale
         return Given(target, standardised, weights, {"n_outputs_": target.n_outputs})
 
-    def _fitted_attributes(self, model: Model, given: Given) -> dict[str, Any]:
-        attributes = super()._fitted_attributes(model, given)
-        return attributes | {"weight_decay_": float(model.net.plan.head_decay)}
-
     def predict(self, X: Any) -> npt.NDArray[np.float64]:
         """Predict numbers.
 
@@ -458,14 +453,13 @@ on_error, callbacks, random_state, verbose
         return int(target)
 
     def _store(self, state: dict[str, Any], pack: Packer) -> dict[str, Any]:
-        del state["n_outputs_"], state["weight_decay_"]  # the model has them
+        del state["n_outputs_"]  # the model has it
         return super()._store(state, pack)
 
     def _restore(self, state: dict[str, Any]) -> dict[str, Any]:
         state = super()._restore(state)
         if "_model" in state:
-            plan, target = state["_model"].plan, state["_model"].target
-            state |= {"n_outputs_": target.n_outputs, "weight_decay_": float(plan.head_decay)}
+            state["n_outputs_"] = state["_model"].target.n_outputs
         return state
 
     def _fact_of_y(self) -> tuple[str, str]:

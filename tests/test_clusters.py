@@ -14,7 +14,12 @@ from torch import distributed, nn
 from torchvision.models.resnet import BasicBlock
 
 import sktl
-from sktl import PretrainedImageClassifier, PretrainedImageFeatures, load_image_folder
+from sktl import (
+    PretrainedImageClassifier,
+    PretrainedImageFeatures,
+    PretrainedImageRegressor,
+    load_image_folder,
+)
 from sktl.cache import DirectoryCache
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -119,6 +124,23 @@ def test_workers_share_the_prefix_pass_and_find_what_one_process_finds(
     assert written(directory).total() == counts.total() + len(paths)
     PretrainedImageFeatures(image_size=SIZE, cache=directory).fit(paths)
     assert written(directory).total() == counts.total() + len(paths)  # all was there
+
+
+def test_workers_that_learn_numbers_find_what_one_process_finds(engine, digits, directory):
+    X, y = digits
+    settings = {"image_size": SIZE, "precision": "float32", "max_epochs": 1, "random_state": 0}
+
+    def search(cache):
+        reg = PretrainedImageRegressor(cache=cache, **settings)
+        return GridSearchCV(reg, GRID, cv=2, refit=False).fit(X[:60], y[:60])
+
+    alone = search("memory")
+    with engine():
+        together = search(directory)
+    np.testing.assert_array_equal(
+        together.cv_results_["mean_test_score"], alone.cv_results_["mean_test_score"]
+    )
+    assert set(written(directory).values()) == {1}
 
 
 # One model in several processes -----------------------------------------------------------

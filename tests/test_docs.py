@@ -68,6 +68,13 @@ def test_pipeline_runs(capsys):
     assert float(score) > 0.8
 
 
+def test_numbers_are_learned(capsys):
+    (printed,) = run("numbers.md", capsys)
+    score, penalty = map(float, printed.split())
+    assert score > 0.8
+    assert penalty > 0
+
+
 def halves(title):
     """The code of the cards of docs/coming-from.md with this title, or with any other."""
     cards = re.findall(
@@ -290,11 +297,16 @@ def test_every_parameter_is_on_its_page():
     assert not missing, f"say in PARAMETERS of docs/site_pages.py what these serve: {missing}"
     assert not gone, f"take these out of PARAMETERS of docs/site_pages.py: {gone}"
     assert len(listed) == len(set(listed))
-    for estimator in (sktl.PretrainedImageClassifier, sktl.PretrainedImageFeatures):
+    for estimator in (
+        sktl.PretrainedImageClassifier,
+        sktl.PretrainedImageRegressor,
+        sktl.PretrainedImageFeatures,
+    ):
         assert set(estimator().get_params()) <= set(known)
     text = ["GROUPS"]
     site_pages.rewrite_links("parameters", text)
-    rows = dict(re.findall(r"^\| `(\w+)` \| `(.*?)` \| [^|]+ \| \w+ \|$", text[0], re.MULTILINE))
+    line = r"^\| `(\w+)` \| `(.*?)` \| [^|]+ \| [\w, ]+ \|$"
+    rows = dict(re.findall(line, text[0], re.MULTILINE))
     assert sorted(rows) == sorted(known)
     assert rows["backbone"] == '"efficientnet_lite0"'
     assert rows["weight_decay"] == repr(sktl.PretrainedImageClassifier().weight_decay)

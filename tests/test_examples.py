@@ -130,6 +130,13 @@ def test_swapped_stamps_are_found(run, stamps, tmp_path):
 
 
 @pytest.mark.slow
+def test_pictures_and_numbers(run):
+    printed = run("pictures_and_numbers.py")
+    picture, columns, both = map(float, re.findall(r": R2 (-?0\.\d+)$", printed, re.MULTILINE))
+    assert both > max(picture, columns) + 0.3
+
+
+@pytest.mark.slow
 def test_few_labels(run, stamps):
     printed = run("few_labels.py", stamps)
     assert "231 pictures to learn from, 50 of them with a label" in printed

@@ -59,6 +59,7 @@ class TowardsStart(torch.optim.AdamW):
 
 RECIPES: dict[str, dict[str, Any]] = {
     "sktl, default": {},
+    "sktl, penalty by cross-validation": {"weight_decay": "auto"},
     "sktl, linear head": {"head": "linear"},
     "sktl, last stage": {"freeze": -1},
     "sktl, last two stages": {"freeze": -2},

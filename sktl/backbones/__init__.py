@@ -21,6 +21,7 @@ from ..randomness import seeded
 from ..version import __version__
 from .efficientnet_lite import pad_same
 from .from_transformers import as_network, own_module
+from .hubs import build_from_hub, is_of_hub
 from .registry import EMBEDDED, Architecture, check_name, default_weights, list_backbones
 from .split import CutNetwork, OpaqueNetwork, Pool, Pooling, Splitter, make_splitter, spatial_axes
 from .weights import (
@@ -38,6 +39,7 @@ __all__ = [
     "Pool",
     "Pooling",
     "Stages",
+    "check_name",
     "default_weights",
     "list_backbones",
     "load_backbone",
@@ -315,8 +317,8 @@ def load_backbone(
     adjust = Adjustment(given, image_size, resize_mode)
     source = find_weights(backbone, weights)
     source = replace(source, recipe=adjust(source.recipe))
-    if not isinstance(backbone, str) or source.read is None:
-        return _load_now(backbone, source, adjust, seed)
+    if not isinstance(backbone, str) or source.read is None or is_of_hub(backbone):
+        return _load_once(backbone, source, adjust, seed)
     identity = _identity(backbone, source)
     key = (identity, source.address)
     with _lock:
@@ -324,10 +326,7 @@ def load_backbone(
         if not found.is_loaded:
             found.known_stages = None if recall is None else recall(identity)
             found.known_stages = found.stages
-        _loaded[key] = found
-        _loaded.move_to_end(key)
-        while len(_loaded) > _KEPT:
-            _loaded.popitem(last=False)
+        _keep(key, found)
     return found
 
 
@@ -349,6 +348,26 @@ def _load_later(backbone: str, source: WeightsSource, identity: bytes) -> Backbo
     return Backbone(architecture, source.recipe, load, identity)
 
 
+def _load_once(
+    backbone: Any, source: WeightsSource, adjust: Adjustment, seed: int | None
+) -> Backbone:
+    """Keep a network of a hub, which takes long to read, for the next fit."""
+    if not source.built_in:
+        return _load_now(backbone, source, adjust, seed)
+    key = (repr((backbone, source.recipe)).encode(), source.name)
+    with _lock:
+        if key not in _loaded:
+            _keep(key, _load_now(backbone, source, adjust, seed))
+        return _loaded[key]
+
+
+def _keep(key: tuple[bytes, str], backbone: Backbone) -> None:
+    _loaded[key] = backbone
+    _loaded.move_to_end(key)
+    while len(_loaded) > _KEPT:
+        _loaded.popitem(last=False)
+
+
 def _load_now(
     backbone: Any, source: WeightsSource, adjust: Adjustment, seed: int | None
 ) -> Backbone:
@@ -356,7 +375,10 @@ def _load_now(
     pretrained = source.read is not None
     architecture = Architecture(backbone, source.recipe.crop, transform_input=pretrained)
     with seeded(seed):
-        network = architecture.build(initialise=not pretrained)
+        if source.built_in:
+            network = build_from_hub(backbone, source.recipe.crop, pretrained=True)
+        else:
+            network = architecture.build(initialise=not pretrained)
     recipe = source.recipe
     if not isinstance(backbone, str):
         recipe = adjust(_recipe_that_comes_with(network, adjust))

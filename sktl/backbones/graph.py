@@ -14,6 +14,7 @@ import operator
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -197,11 +198,49 @@ def trace(network: nn.Module, image_size: Size) -> NetworkGraph:
         If the network can't take images of this size.
     """
     was_training = network.training
+    attributes = [(module, dict(vars(module))) for module in network.modules()]
     try:
         train, graph = _trace_both(network, image_size)
     finally:
+        _forget_proxies(attributes)
         network.train(was_training)
     return _analyse(network, train, graph, image_size)
+
+
+@contextmanager
+def unchanged(network: nn.Module) -> Iterator[None]:
+    """Run or trace a network, which must not change in it.
+
+    What a forward keeps of its input is taken out again.
+
+    Raises
+    ------
+    ValueError
+        If buffers have changed; they are put back.
+    """
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    yield
+    changed = []
+    for name, buffer in network.named_buffers():
+        if name in buffers and not torch.equal(buffer, buffers[name]):
+            buffer.data.copy_(buffers[name])
+            changed.append(name)
+    if changed:
+        raise ValueError(
+            f"The forward of {type(network).__name__} changes its own {changed[0]!r}, so that the "
+            "features of a picture depend on those before it, and can't be kept. Take that out, or "
+            "do it in training mode only."
+        )
+
+
+def _forget_proxies(attributes: list[tuple[nn.Module, dict[str, Any]]]) -> None:
+    """Put back what a traced forward has kept of its input in the modules."""
+    for module, before in attributes:
+        for name, value in list(vars(module).items()):
+            if isinstance(value, fx.Proxy) and name in before:
+                vars(module)[name] = before[name]
+            elif isinstance(value, fx.Proxy):
+                del vars(module)[name]
 
 
 def _trace_both(network: nn.Module, image_size: Size) -> tuple[fx.Graph, fx.Graph]:
@@ -209,7 +248,8 @@ def _trace_both(network: nn.Module, image_size: Size) -> tuple[fx.Graph, fx.Grap
     for whole in _ways(network):
         try:
             train = _trace_mode(network.train(), whole, image_size)
-            return train, _trace_mode(network.eval(), whole, image_size)
+            with unchanged(network):
+                return train, _trace_mode(network.eval(), whole, image_size)
         except NotTraceableError as error:
             first = first or error
     assert first is not None

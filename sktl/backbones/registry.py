@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
+import fnmatch
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,22 +17,44 @@ from torchvision.models import WeightsEnum
 from ..images.preprocessing import Size, height_width
 from ..messages import shown
 from .efficientnet_lite import efficientnet_lite0
+from .given import plain_copy
+from .hubs import TIMM, build_from_hub, check_hub_name, is_of_hub, timm_names
 
 EMBEDDED = "efficientnet_lite0"
 
 
-def list_backbones() -> list[str]:
-    """Names that `backbone` accepts: the embedded network and torchvision's classifiers.
+def list_backbones(pattern: str | None = None) -> list[str]:
+    """Names that `backbone` accepts.
+
+    Parameters
+    ----------
+    pattern : str or None, default=None
+        Such as "*resnet*". One that begins with "timm/" looks through timm's names, such as
+        "timm/*dinov2*"; that needs timm. None is for all that need no other package: the embedded
+        network and torchvision's classifiers.
 
     Returns
     -------
     list of str
+        Repositories of Hugging Face, "hf/...", can't be listed.
+
+    Examples
+    --------
+    >>> from sktl import list_backbones
+    >>> list_backbones("resnet1*")
+    ['resnet101', 'resnet152', 'resnet18']
     """
-    return [EMBEDDED, *torchvision.models.list_models(module=torchvision.models)]
+    if pattern is not None and pattern.startswith(TIMM):
+        return timm_names(pattern)
+    names = [EMBEDDED, *torchvision.models.list_models(module=torchvision.models)]
+    return [name for name in names if pattern is None or fnmatch.fnmatchcase(name, pattern)]
 
 
 def check_name(name: str) -> None:
     """Raise a ValueError with the nearest names if there is no such backbone."""
+    if is_of_hub(name):
+        check_hub_name(name)
+        return
     names = list_backbones()
     if name in names:
         return
@@ -40,7 +62,8 @@ def check_name(name: str) -> None:
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     raise ValueError(
         f"Unknown backbone {shown(name)}.{hint} sktl.list_backbones() gives all {len(names)} "
-        "names; a torch.nn.Module or a callable that returns one is accepted, too."
+        "names; 'timm/<name>', 'hf/<repository>', a torch.nn.Module or a callable that returns "
+        "one are accepted, too."
     )
 
 
@@ -56,7 +79,7 @@ class Architecture:
     Attributes
     ----------
     source : str, torch.nn.Module or callable
-        A name of :func:`list_backbones`, a module to copy, or what makes one.
+        A name of :func:`list_backbones` or of a hub, a module to copy, or what makes one.
     image_size : int or (int, int)
         Height and width of the images in pixels; some networks are built for one size.
     transform_input : bool
@@ -101,7 +124,9 @@ class Architecture:
             If the network can't be built for this image size.
         """
         if isinstance(self.source, nn.Module):
-            return _copy_to_cpu(self.source)
+            return plain_copy(self.source)
+        if is_of_hub(self.source):
+            return build_from_hub(str(self.source), self.image_size, pretrained=False)
         if str(self.source).startswith("vit_") and not isinstance(self.image_size, int):
             raise ValueError(
                 f"image_size={self.image_size}: {self.source} takes square images only. Pass one "
@@ -129,11 +154,6 @@ def _torchvision_builder(name: str) -> Callable[..., nn.Module]:
     return build
 
 
-def _copy_to_cpu(module: nn.Module) -> nn.Module:
-
-    return copy.deepcopy(module).cpu()
-
-
 def _call(factory: Callable[[], nn.Module]) -> nn.Module:
     try:
         inspect.signature(factory).bind()
@@ -149,7 +169,7 @@ def _call(factory: Callable[[], nn.Module]) -> nn.Module:
         raise TypeError(
             f"The backbone callable must return a torch.nn.Module, got {type(module).__name__}."
         )
-    return _copy_to_cpu(module)
+    return plain_copy(module)
 
 
 class _NoInitialisation(TorchFunctionMode):

@@ -19,6 +19,7 @@ from .graph import (
     refuse_output,
     remove_dead_nodes,
     trace,
+    unchanged,
 )
 from .graph import writes_in_place as _writes_in_place
 from .stages import Anatomy, find_anatomy
@@ -263,7 +264,8 @@ class OpaqueNetwork:
     def __init__(self, network: nn.Module, image_size: Size, reason: str) -> None:
         self.network = network
         self.reason = reason
-        self._classifier = _last_linear(network, image_size)
+        with unchanged(network.eval()):
+            self._classifier = _last_linear(network, image_size)
         paths = [] if self._classifier is None else [self._classifier]
         self.classifiers: tuple[str, ...] = tuple(paths)
         self._image_size = image_size

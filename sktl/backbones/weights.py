@@ -21,6 +21,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from ..images.preprocessing import Recipe, Size
 from ..messages import shown
 from . import efficientnet_lite
+from .hubs import hub_recipe, is_of_hub
 from .registry import EMBEDDED, default_weights
 
 _FILE_ENDINGS = (".pth", ".pt", ".bin", ".safetensors")
@@ -44,12 +45,15 @@ class WeightsSource:
         How messages call them.
     address : str
         Path or address of the file; the embedded weights' hash.
+    built_in : bool, default=False
+        Whether the network is built with them, by the library that it is from.
     """
 
     recipe: Recipe
     read: Callable[[], dict[str, Tensor]] | None
     name: str
     address: str = ""
+    built_in: bool = False
 
     def content(self) -> str:
         """What stands for the weights: the hash of a file, or an address that never changes."""
@@ -93,6 +97,14 @@ def find_weights(backbone: Any, weights: Any) -> WeightsSource:
         return WeightsSource(_own_recipe(backbone), lambda: _read_file(path), str(path), str(path))
     if weights is None or (not named and weights == "DEFAULT"):
         return WeightsSource(_own_recipe(backbone), None, "random")
+    if is_of_hub(backbone) and weights == "DEFAULT":
+        return WeightsSource(hub_recipe(backbone), None, backbone, built_in=True)
+    if is_of_hub(backbone):
+        raise ValueError(
+            f"weights={shown(weights)}: {backbone} has 'DEFAULT', the hub's; a path to a state "
+            "dict and None (random weights) are accepted, too. timm's others are part of the name, "
+            "as in 'timm/resnet18.a1_in1k'."
+        )
     if isinstance(weights, WeightsEnum):
         return _torchvision_source(weights)
     if not named:
@@ -116,6 +128,8 @@ def _is_path(weights: Any) -> bool:
 def _own_recipe(backbone: Any) -> Recipe:
     if backbone == EMBEDDED:
         return efficientnet_lite.RECIPE
+    if is_of_hub(backbone):
+        return hub_recipe(backbone)
     if isinstance(backbone, str):
         return Recipe.from_transforms(default_weights(backbone).transforms())
     return IMAGENET_RECIPE

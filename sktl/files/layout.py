@@ -17,7 +17,7 @@ import torch
 from sklearn.utils import Bunch
 from torch import Tensor, nn
 
-from ..backbones import Backbone, list_backbones
+from ..backbones import Backbone, check_name
 from ..compat import OUTPUT_CONFIG
 from ..hardware import PRECISIONS
 from ..images.bands import Band, BandChoice
@@ -26,7 +26,7 @@ from ..images.preprocessing import RECIPE_MODES, Recipe, Size, as_size, height_w
 from ..model.adapt import METHODS
 from ..training.heads import HEADS, ONE_LAYER
 from ..training.optimization import OPTIMIZERS, SCHEDULES, UNFREEZING
-from ..training.targets import Classes, Numbers
+from ..training.targets import Classes, Indicators, Numbers
 from .container import FileFormatError, NotSavableError
 from .readers import (
     Reader,
@@ -150,8 +150,11 @@ def _to_cell(name: str, value: Any) -> Any:
 
 
 def _backbone_name(value: Any, where: str) -> str:
-    known = list_backbones()
-    return text(value, where) if value in known else refuse(value, where, "a name that sktl knows")
+    try:
+        check_name(text(value, where))
+    except (ValueError, ImportError) as error:
+        raise FileFormatError(f"{where} must be a name that sktl knows. {error}") from error
+    return str(value)
 
 
 def _one_or_several(reader: Reader) -> Reader:
@@ -332,6 +335,7 @@ _plan = {
     "max_grad_norm": optional(_positive),
     "ema_decay": optional(number(0, 1, above=True, below=True)),
     "label_smoothing": _share,
+    "weight_decay": either(one_of("auto"), number(0)),
     "mixup": number(0),
     "cutmix": number(0),
     "unfreeze": one_of(*UNFREEZING),
@@ -339,6 +343,7 @@ _plan = {
     "seed": integer(0, 2**31 - 1),
     "verbose": integer(0, 1),
 }
+_plan_may_lack = {"chosen_decay": number(0)}
 _may_lack = {
     "n_features_in_": integer(1, 2**31),
     "feature_names_in_": list_of(text),
@@ -575,9 +580,12 @@ _trained_parameters = _parameters | {
 
 def _classifier_parts(state: Stored) -> tuple[Stored, Stored, Tensors]:
     sample, classes = state.pop("_sample"), state.pop("classes_")
+    target = state["_model"]["target"]
     attributes, model, tensors = _trained_parts(state)
     attributes["classes_"] = _labels_to_json(classes)
     model["head"]["n_classes"] = model["head"].pop("n_outputs")
+    if target["kind"] == Indicators.kind:  # without it, a file is of classes
+        model["target"] = {name: target[name] for name in ("kind", "n_labels")}
     if sample is not None and sample["features"].nbytes <= _SAMPLE_BYTES:
         names = ("features", "labels", "weights")
         tensors |= {f"sample/{name}": torch.from_numpy(sample[name]) for name in names}
@@ -592,13 +600,21 @@ def _classifier_state(attributes: Stored, model: Stored, tensors: Tensors) -> St
     if "sample/features" in tensors:
         sample = {n: tensors[f"sample/{n}"].numpy() for n in ("features", "labels", "weights")}
         sample["n_classes"] = np.asarray(model["head"]["n_classes"])
-    return _trained_state(attributes, model, tensors) | {"_sample": sample}
+    state = _trained_state(attributes, model, tensors) | {"_sample": sample}
+    if "target" in model:
+        state["_model"]["target"] = model["target"]
+    return state
 
 
 def _check_classifier(read: Stored) -> None:
     _check_trained(read)
     attributes, head = read["attributes"], read["model"]["head"]
     n_classes, adaptation = len(attributes["classes_"]), attributes.get("adaptation_")
+    target = read["model"].get("target")
+    if target is not None and attributes["classes_"].tolist() != [*range(target["n_labels"])]:
+        raise FileFormatError(f"classes_ must be 0 to {target['n_labels'] - 1}, as labels are.")
+    if target is not None and adaptation is not None:
+        raise FileFormatError("A classifier of several labels has no adaptation_.")
     if head["n_classes"] != n_classes:
         raise FileFormatError(f"The head is for {head['n_classes']} classes, not {n_classes}.")
     if adaptation is not None and len(adaptation.proportions) != n_classes:
@@ -609,6 +625,8 @@ def _check_classifier_tensors(read: Stored, tensors: Tensors) -> None:
     head = read["model"]["head"]
     _check_trained_tensors(read, tensors, head["n_classes"])
     _check_sample(head, tensors)
+    if "target" in read["model"] and "sample/features" in tensors:
+        raise FileFormatError("A classifier of several labels has no sample.")
 
 
 def _check_sample(head: Stored, tensors: Tensors) -> None:
@@ -640,10 +658,9 @@ CLASSIFIER = Layout(
         _trained_model
         | {
             "head": record(_head | {"n_classes": integer(2)}),
-            "plan": record(
-                _plan | {"weight_decay": number(0), "criterion": one_of(*Classes.criteria)}
-            ),
-        }
+            "plan": record(_plan | {"criterion": one_of(*Classes.criteria)}, _plan_may_lack),
+        },
+        {"target": record({"kind": one_of(Indicators.kind), "n_labels": integer(2)})},
     ),
     to_parts=_classifier_parts,
     to_state=_classifier_state,
@@ -695,14 +712,7 @@ REGRESSOR = Layout(
                 }
             ),
             "head": record(_head | {"n_outputs": integer(1)}),
-            "plan": record(
-                _plan
-                | {
-                    "weight_decay": either(one_of("auto"), number(0)),
-                    "criterion": one_of(*Numbers.criteria),
-                },
-                {"chosen_decay": number(0)},
-            ),
+            "plan": record(_plan | {"criterion": one_of(*Numbers.criteria)}, _plan_may_lack),
         }
     ),
     to_parts=_regressor_parts,

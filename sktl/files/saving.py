@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -360,16 +361,26 @@ def _check_path(estimator: Any, read: Stored) -> None:
     """See whether an image finds its way through the network to the head."""
     modules, width = estimator.__sktl_path__()
     size = Recipe(**read["model"]["recipe"]).size
-    features = torch.empty((1, 3, *size), dtype=torch.uint8, device="meta")
-    with torch.no_grad():
-        for module in modules:
-            features = _without_values(module).eval()(features)
-    if tuple(features.shape) != (1, width):
+    shape = _shape_of_features(modules, size)
+    if shape != (1, width):
         raise FileFormatError(
-            f"The network makes {features[0].numel()} features, and {width} are expected."
+            f"The network makes {math.prod(shape[1:])} features, and {width} are expected."
         )
     if list(estimator.__sktl_backbone__().stages) != estimator.stages_:
         raise FileFormatError("stages_ are not those of the network.")
+
+
+@torch.no_grad()
+def _shape_of_features(modules: Sequence[nn.Module], size: tuple[int, int]) -> tuple[int, ...]:
+    features = torch.zeros((1, 3, *size), dtype=torch.uint8, device="meta")
+    try:
+        for module in modules:
+            features = _without_values(module).eval()(features)
+    except Exception:  # a forward that makes tensors of its own can only be run
+        features = torch.zeros((1, 3, *size), dtype=torch.uint8)
+        for module in modules:
+            features = module.eval()(features)
+    return tuple(features.shape)
 
 
 def _without_values(module: nn.Module) -> nn.Module:

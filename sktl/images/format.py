@@ -257,7 +257,9 @@ def _row_shape(X: Array, given: tuple[int, ...] | None) -> tuple[int, ...]:
         return (side, side, 3)
     raise ValueError(
         f"X has rows of {width} values, the pixels of neither a square grey nor a square RGB "
-        "image. Pass image_shape, as (62, 47) for the 2914 values of fetch_lfw_people."
+        "image. Pass image_shape, as (62, 47) for the 2914 values of fetch_lfw_people. (If a "
+        "ClassifierChain or StackingClassifier has put columns beside the pixels: these can't be "
+        "told apart. Chain estimators on the features of PretrainedImageFeatures.)"
     )
 
 

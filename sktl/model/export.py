@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..atomic import Path, replacing
 from ..frozen.fusion import fold_norms
 from ..images.format import EIGHT_BIT, ImageFormat, Range
-from ..training.targets import Classes, Numbers, Target
+from ..training.targets import Classes, Indicators, Numbers, Target
 from ..version import __version__
 from .exported_resize import Resize
 from .joined import Model
@@ -204,6 +204,8 @@ def _output(target: Target) -> tuple[str, str]:
     """Name of a file's output, and what it is."""
     if isinstance(target, Numbers):
         return "numbers", "(n,)" if target.flat else f"(n, {target.n_outputs})"
+    if isinstance(target, Indicators):
+        return "probabilities", "(n, n_labels), of each label, that the image has it"
     return "probabilities", "(n, n_classes), in the order of classes"
 
 

@@ -7,6 +7,7 @@ from .confusion import ImageConfusionMatrixDisplay
 from .explanations import ExplanationDisplay
 from .feature_map import FeatureMapDisplay
 from .freeze_search import FreezeSearchDisplay
+from .numbers import ImagePredictionErrorDisplay
 from .predictions import ImagePredictionsDisplay
 from .training_curve import TrainingCurveDisplay
 
@@ -15,6 +16,7 @@ __all__ = [
     "FeatureMapDisplay",
     "FreezeSearchDisplay",
     "ImageConfusionMatrixDisplay",
+    "ImagePredictionErrorDisplay",
     "ImagePredictionsDisplay",
     "TrainingCurveDisplay",
 ]

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.base import clone
+from sklearn.base import clone, is_regressor
 from sklearn.utils.validation import check_is_fitted
 
 from ..messages import shown
@@ -322,7 +322,7 @@ def _score_name(search: Any, metric: str) -> str:
         return metric
     scoring = getattr(search, "scoring", None)
     if scoring is None:
-        return "accuracy"
+        return "R²" if is_regressor(search) else "accuracy"
     return scoring if isinstance(scoring, str) else str(getattr(scoring, "__name__", "score"))
 
 

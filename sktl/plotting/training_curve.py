@@ -24,11 +24,15 @@ _LOSSES = {
     "train_loss": {"label": "training loss", "color": BLUE, "marker": "o"},
     "valid_loss": {"label": "validation loss", "color": ORANGE, "marker": "s", "linestyle": "--"},
 }
-_ACCURACY = {"label": "validation accuracy", "color": GREEN, "marker": "^", "linestyle": "-."}
+_SCORE = {"color": GREEN, "marker": "^", "linestyle": "-."}
+_SCORES = {
+    "valid_acc": ("Validation accuracy", {"label": "validation accuracy"} | _SCORE),
+    "valid_r2": ("Validation R²", {"label": "validation R²"} | _SCORE),
+}
 
 
 class TrainingCurveDisplay:
-    """Losses and validation accuracy by epoch.
+    """Losses and validation accuracy or R2 by epoch.
 
     Make it with :meth:`from_estimator`. A head that was solved with all images at once has no
     epochs; in place of curves, the display says so.
@@ -37,7 +41,7 @@ class TrainingCurveDisplay:
     ----------
     history : list of dict
         A row an epoch, as ``PretrainedImageClassifier.history_``: `epoch`, `train_loss`, and where
-        known `valid_loss`, `valid_acc` and `unfrozen_stages`.
+        known `valid_loss`, `valid_acc` or `valid_r2`, and `unfrozen_stages`.
     best_epoch : int or None, default=None
         The epoch whose weights were kept.
     stages : list of str, default=()
@@ -53,7 +57,7 @@ class TrainingCurveDisplay:
     ax_ : matplotlib Axes
         With the losses.
     accuracy_ax_ : matplotlib Axes or None
-        With the accuracy, if there is one.
+        With the accuracy or R2, if there is one.
     figure_ : matplotlib Figure
     lines_ : list of matplotlib Line2D
         Losses, then the accuracy; none of a solved head.
@@ -146,10 +150,11 @@ class TrainingCurveDisplay:
             self._say_solved()
             return self
         self.lines_ = [self._line(self.ax_, name, style) for name, style in _LOSSES.items()]
-        if any("valid_acc" in row for row in self.history):
-            self.accuracy_ax_ = self.ax_.twinx()
-            self.accuracy_ax_.set_ylabel("Validation accuracy", color=GREEN)
-            self.lines_.append(self._line(self.accuracy_ax_, "valid_acc", _ACCURACY))
+        for name, (label, style) in _SCORES.items():
+            if any(name in row for row in self.history):
+                self.accuracy_ax_ = self.ax_.twinx()
+                self.accuracy_ax_.set_ylabel(label, color=GREEN)
+                self.lines_.append(self._line(self.accuracy_ax_, name, style))
         self.lines_ = [line for line in self.lines_ if line is not None]
         self._label_axes()
         handles = [*self.lines_, *self._mark_best(), *self._mark_unfreezing()]

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -67,6 +67,11 @@ class Solution:
     loss: float
     n_iter: int
     weight_decay: float
+
+    def divided_by(self, temperature: float) -> Solution:
+        """The same with all logits divided by a temperature."""
+        weight, bias = self.weight / temperature, self.bias / temperature
+        return replace(self, weight=weight, bias=bias)
 
 
 def soft_targets(n_classes: int, label_smoothing: float) -> Tensor:

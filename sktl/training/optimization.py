@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLR
 
 from ..compat import adam_step
 from .ridge import WeightDecay
+from .selection import DEFAULT_DECAY
 
 OptimizerChoice = str | type[torch.optim.Optimizer]
 Schedule = str | Callable[[torch.optim.Optimizer], LRScheduler]
@@ -33,7 +34,6 @@ _FINE_TUNING_SHARE = 0.3
 _MAX_EPOCHS = {"lbfgs": 1000}
 _OTHER_MAX_EPOCHS = 20
 _MOMENTUM = 0.9
-_DEFAULT_DECAY = 1e-3  # where "auto" has nothing to go by
 _COUNT_STEPS = (OneCycleLR, CyclicLR)  # torch's other schedulers count epochs
 _WARMUP = {"constant": 0.0, "cosine": 0.1, "one_cycle": 0.3}
 # As in one-cycle training (Smith 2018) and fastai: momentum goes down while the rate goes up.
@@ -113,7 +113,7 @@ class TrainingPlan:
     @property
     def stage_decay(self) -> float:
         """Weight decay of stages that train; what suits the head says nothing of theirs."""
-        return _DEFAULT_DECAY if isinstance(self.weight_decay, str) else self.weight_decay
+        return DEFAULT_DECAY if isinstance(self.weight_decay, str) else self.weight_decay
 
     @property
     def head_decay(self) -> float:

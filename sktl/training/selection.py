@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .newton import near_solutions
 
+DEFAULT_DECAY = 1e-3  # where there is nothing to go by
 _FOLDS = 3
 # Penalties that are tried, as shares of the features' variance, strong ones first.
 _TRIED = 10 ** torch.arange(-2, -7.1, -0.5, dtype=torch.float64)
@@ -54,7 +55,6 @@ def choose(
     *,
     n_views: int = 1,
     label_smoothing: float = 0.0,
-    otherwise: float,
 ) -> Choice:
     """Choose the penalty and the temperature by three-fold cross-validation.
 
@@ -67,23 +67,22 @@ def choose(
     n_views : int, default=1
         Rows are views of images, one view of all of them after the other. All views of an image
         are in one fold.
-    otherwise : float
-        The penalty if no class has two images, so that there is nothing to go by.
 
     Returns
     -------
     Choice
+        `DEFAULT_DECAY`, and the temperature 1, if no class has two images.
     """
     folds = _folds(labels, weights, n_views)
     parts = [_Part(features, labels, weights, folds.eq(fold)) for fold in range(_FOLDS)]
     parts = [part for part in parts if len(part.wanted)]
     if not parts:
-        return Choice(otherwise, 1.0)
+        return Choice(DEFAULT_DECAY, 1.0)
     penalties = (_TRIED * _variance(features, weights)).tolist()
     paths = [part.logits(n_classes, penalties, label_smoothing) for part in parts]
     wanted = torch.cat([part.wanted for part in parts])
     shares = torch.cat([part.shares for part in parts])
-    best, least, n_worse = Choice(otherwise, 1.0), math.inf, 0
+    best, least, n_worse = Choice(DEFAULT_DECAY, 1.0), math.inf, 0
     for weight_decay, logits in zip(penalties, zip(*paths, strict=True), strict=True):
         temperature, loss = _calibrate(torch.cat(logits), wanted, shares)
         n_worse += 1

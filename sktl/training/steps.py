@@ -214,7 +214,7 @@ class SolvedHead:
         return recall_or_solve(
             self._course.cache,
             (features, y, weights, *([] if counts is None else [counts])),
-            (target.kind, *layers, *settings.items(), device),
+            (target, *layers, *settings.items(), device),
             (head[-1].out_features, head[-1].in_features),
             solve,
         )

@@ -62,6 +62,8 @@ class RowLoss(nn.Module):
         if isinstance(self.criterion, str):
             return self.target.losses(outputs, y, self.criterion, self.label_smoothing)
         losses: Tensor = self.criterion(outputs, y)
+        if isinstance(losses, Tensor) and losses.ndim == 2 and losses.shape == y.shape:
+            losses = losses.sum(1)  # one loss for each of several outputs
         if not isinstance(losses, Tensor) or losses.shape != (len(y),):
             got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
             raise ValueError(

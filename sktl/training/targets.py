@@ -18,7 +18,7 @@ from sklearn.model_selection import ShuffleSplit, StratifiedShuffleSplit
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import newton, ridge
+from . import binary, newton, ridge, selection
 from .ridge import WeightDecay
 
 Encoded = npt.NDArray[Any]  # y as a net learns it
@@ -184,8 +184,18 @@ class Classes(Target):
         max_iter: int,
     ) -> newton.Solution:
         """Multinomial logistic regression."""
-        assert not isinstance(weight_decay, str), "nothing chooses it for classes"
-        return newton.solve(
+        temperature = 1.0
+        if isinstance(weight_decay, str):
+            choice = selection.choose(
+                features,
+                y,
+                weights,
+                self.n_classes,
+                n_views=1 if counts is None else len(y) // len(counts),
+                label_smoothing=label_smoothing,
+            )
+            weight_decay, temperature = choice.weight_decay, choice.temperature
+        solution = newton.solve(
             features,
             y,
             weights,
@@ -194,6 +204,7 @@ class Classes(Target):
             label_smoothing=label_smoothing,
             max_iter=max_iter,
         )
+        return solution.divided_by(temperature)
 
     def losses(self, outputs: Tensor, y: Tensor, criterion: str, label_smoothing: float) -> Tensor:
         """Cross-entropy."""
@@ -235,6 +246,167 @@ class Classes(Target):
         splitter = StratifiedShuffleSplit(1, test_size=share, random_state=seed)
         _, chosen = next(splitter.split(y, y))
         return np.asarray(chosen, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Indicators(Target):
+    """Each image has several labels, one or none; encoded y is 0 and 1, of shape (n, n_labels).
+
+    Losses of the labels are added up, so that each is fitted as it would be alone.
+
+    Attributes
+    ----------
+    n_labels : int
+    label_weights : tuple of two tuples of float, or None
+        What each label's absence and presence weighs in the loss.
+    """
+
+    n_labels: int
+    label_weights: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+    kind: ClassVar[str] = "indicators"
+    score_name: ClassVar[str] = "acc"
+    criteria: ClassVar[tuple[str, ...]] = ("cross_entropy",)
+
+    @property
+    def n_outputs(self) -> int:
+        """Width of the head."""
+        return self.n_labels
+
+    def tensor(self, y: Any) -> Tensor:
+        """Zeros and ones."""
+        return torch.as_tensor(np.asarray(y), dtype=torch.float32)
+
+    def is_solved(self, criterion: Any) -> bool:
+        """Cross-entropy is."""
+        return isinstance(criterion, str)
+
+    def first_criterion(self, criterion: Any) -> Any:
+        """The same."""
+        return criterion
+
+    def solve(
+        self,
+        features: Tensor,
+        y: Tensor,
+        weights: Tensor,
+        *,
+        weight_decay: WeightDecay,
+        counts: Tensor | None,
+        label_smoothing: float,
+        max_iter: int,
+    ) -> newton.Solution:
+        """Logistic regressions, one a label."""
+        assert not isinstance(weight_decay, str), "nothing chooses it for labels"
+        return binary.solve(
+            features,
+            y,
+            weights,
+            weight_decay=weight_decay,
+            label_smoothing=label_smoothing,
+            label_weights=self._label_weights(features),
+            max_iter=max_iter,
+        )
+
+    def losses(self, outputs: Tensor, y: Tensor, criterion: str, label_smoothing: float) -> Tensor:
+        """Sum of the labels' cross-entropies."""
+        evidence = binary.binary_targets(
+            y.to(outputs), label_smoothing, self._label_weights(outputs)
+        )
+        return binary.binary_losses(outputs, *evidence).sum(1)
+
+    def steps_by(self, criterion: Any) -> bool:
+        """By cross-entropy."""
+        return isinstance(criterion, str)
+
+    def wanted(self, y: Tensor, shares: Tensor, label_smoothing: float) -> Tensor:
+        """What speaks for the labels and, below, against them, multiplied by the shares."""
+        evidence = binary.binary_targets(y.to(shares), label_smoothing, self._label_weights(shares))
+        return torch.cat(evidence, 1).T * shares
+
+    def loss_and_error(
+        self, outputs: Tensor, wanted: Tensor, shares: Tensor, criterion: str
+    ) -> tuple[Tensor, Tensor]:
+        """Of the cross-entropy."""
+        present, absent = wanted.chunk(2)
+        error = torch.sigmoid(outputs) * (present + absent) - present
+        return binary.binary_losses(outputs, present, absent).sum(), error
+
+    def answers(self, outputs: Tensor) -> Tensor:
+        """Probabilities, each of its own."""
+        return torch.sigmoid(outputs)
+
+    def score_sums(self, outputs: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+        """Weights of images of which all labels are right."""
+        right = ((outputs > 0) == (y > 0)).all(1)
+        return (weights * right).sum()[None]
+
+    def score(self, sums: npt.NDArray[np.float64], total_weight: float) -> float:
+        """Subset accuracy."""
+        return float(sums[0] / total_weight)
+
+    def progress(self, score: float, loss: float) -> tuple[float, ...]:
+        """More right answers, or as many that are surer."""
+        return score, -loss
+
+    def hold_out(self, y: Encoded, share: float, seed: int) -> npt.NDArray[np.int64]:
+        """Some of each label's images."""
+        return hold_out_of_each(y, share, seed)
+
+    def _label_weights(self, like: Tensor) -> Tensor | None:
+        return None if self.label_weights is None else like.new_tensor(self.label_weights)
+
+
+def hold_out_of_each(y: Encoded, share: float, seed: int) -> npt.NDArray[np.int64]:
+    """Choose rows such that of each label's images nearly that share is among them.
+
+    Labels are gone through from the rarest on, and each row goes to the part that lacks most.
+
+    Parameters
+    ----------
+    y : array of shape (n, n_labels)
+        0 and 1.
+    share : float
+    seed : int
+
+    Returns
+    -------
+    int64 array
+        Sorted.
+
+    Raises
+    ------
+    ValueError
+        If none or all would be chosen.
+
+    References
+    ----------
+    K. Sechidis et al., On the Stratification of Multi-Label Data (2011), ECML PKDD.
+    """
+    rng = np.random.default_rng(seed)
+    shares = np.array([1 - share, share])
+    has = np.asarray(y) > 0
+    lacks = np.outer(shares, has.sum(0))  # images of each label, by part
+    room = shares * len(has)
+    chosen = np.zeros(len(has), dtype=bool)
+    left = np.ones(len(has), dtype=bool)
+    while left.any():
+        counts = has[left].sum(0)
+        if counts.any():
+            label = int(np.where(counts, counts, len(has) + 1).argmin())
+            rows, wanted = np.flatnonzero(left & has[:, label]), lacks[:, label]
+        else:
+            rows, wanted = np.flatnonzero(left), room
+        for row in rng.permutation(rows).tolist():
+            # Equal lacks differ by rounding.
+            part = max((0, 1), key=lambda p: (round(float(wanted[p]), 9), round(float(room[p]), 9)))
+            chosen[row] = part == 1
+            lacks[part] -= has[row]
+            room[part] -= 1
+        left[rows] = False
+    if chosen.all() or not chosen.any():
+        raise ValueError(f"{chosen.sum()} of {len(chosen)} images would be set aside.")
+    return np.flatnonzero(chosen).astype(np.int64)
 
 
 _LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -354,4 +526,4 @@ class Numbers(Target):
         return np.asarray(chosen, dtype=np.int64)
 
 
-KINDS: dict[str, type[Target]] = {kind.kind: kind for kind in (Classes, Numbers)}
+KINDS: dict[str, type[Target]] = {kind.kind: kind for kind in (Classes, Indicators, Numbers)}
