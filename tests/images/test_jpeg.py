@@ -13,6 +13,7 @@ from sklearn.datasets import load_sample_images
 
 from sktl.images import decoding, jpeg
 from sktl.images.decoding import decode_file, why_unreadable
+from sktl.images.orientation import orientation_of
 
 pytestmark = [
     pytest.mark.core,
@@ -103,6 +104,16 @@ LYING = {  # how a picture is laid down that this orientation turns upright
 }
 
 
+def in_rgb(content):
+    """The same file, but that its components call themselves RGB, and nothing else is told."""
+    assert content[2:4] == b"\xff\xe0"
+    content = bytearray(content[:2] + content[20:])
+    frame, scan = content.index(b"\xff\xc0"), content.index(b"\xff\xda")
+    content[frame + 10 : frame + 19 : 3] = b"RGB"
+    content[scan + 5 : scan + 11 : 2] = b"RGB"
+    return bytes(content)
+
+
 def with_segment(content, marker, segment):
     length = (len(segment) + 2).to_bytes(2, "big")
     return content[:2] + bytes([0xFF, marker]) + length + segment + content[2:]
@@ -124,6 +135,9 @@ def test_lying_pictures_come_out_upright(photo, told_by, orientation, size):
         segment = exif.tobytes()
     content = with_segment(content, 0xE1, segment)
     assert jpeg.plain_header(content).may_be_turned
+    with Image.open(io.BytesIO(content)) as image:
+        if told_by == "xmp" and orientation_of(image) != orientation:
+            pytest.skip("this version of Pillow doesn't read the metadata of Adobe's programs")
     found = jpeg.decode_plain(content, size)
     fraction = 1 if size is None else {100: 2, 20: 8}[size]
     assert found.shape == (-(-427 // fraction), 640 // fraction, 3)
@@ -149,7 +163,8 @@ def test_metadata_in_two_segments_are_read_as_one(photo):
     at = told.index(b"\x01\x12" if told[6:8] == b"MM" else b"\x12\x01") + 1
     content = with_segment(written(photo), 0xE1, b"Exif\0\0" + told[at:])
     content = with_segment(content, 0xE1, told[:at])
-    assert jpeg.decode_plain(content).shape == (640, 427, 3)
+    expected = decoding._decode_by_pillow(io.BytesIO(content), None, None)  # not all versions do
+    np.testing.assert_array_equal(jpeg.decode_plain(content), expected)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
@@ -184,7 +199,7 @@ def test_other_files_are_for_pillow(photo):
         with_segment(plain, 0xEE, b"Adobe"),
         with_segment(plain, 0xF7, b"unknown"),
         written(photo.convert("CMYK")),
-        written(photo, keep_rgb=True),
+        in_rgb(plain),
         written(photo.resize((64, 64)), "PNG"),
     ):
         assert jpeg.plain_header(content) is None
@@ -193,7 +208,7 @@ def test_other_files_are_for_pillow(photo):
 
 
 def test_files_of_cmyk_and_rgb_are_read_as_ever(photo):
-    for content in (written(photo.convert("CMYK"), quality=95), written(photo, keep_rgb=True)):
+    for content in (written(photo.convert("CMYK"), quality=95), in_rgb(written(photo))):
         np.testing.assert_array_equal(decode_file(content), by_pillow(content))
 
 

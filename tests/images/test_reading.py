@@ -645,6 +645,11 @@ def test_pil_images_of_every_mode(photos, mode):
 def test_files_of_every_mode(photos, tmp_path, mode):
     path = tmp_path / ("x.tif" if mode in ("CMYK", "YCbCr") else "x.png")
     picture_of_mode(photos[0], mode).save(path)
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except OSError:
+        pytest.skip("this version of Pillow can't read what it has written")
     result = read([path])
     assert torch.equal(result, as_nchw(rgb_of_mode(photos[0], mode)[np.newaxis]))
 
