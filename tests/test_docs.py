@@ -71,7 +71,7 @@ def test_pipeline_runs(capsys):
 def test_numbers_are_learned(capsys):
     (printed,) = run("numbers.md", capsys)
     score, penalty = map(float, printed.split())
-    assert score > 0.8
+    assert score > 0.7
     assert penalty > 0
 
 
