@@ -37,7 +37,7 @@ from ..training.heads import HeadShape
 from ..training.optimization import TrainingPlan
 from ..training.targets import KINDS, Target
 
-FORMAT = 2
+FORMAT = 3
 # What versions did that lacked a parameter, where its default is something else.
 BEFORE = {"resize_mode": "crop"}
 _RECIPE = "sktl.Recipe"  # the key of a dict that stands for one
