@@ -1,4 +1,4 @@
-"""Private names of scikit-learn, skorch and torch: each with what happens where it is missing.
+"""Private names of other packages, each with what happens where it is missing.
 
 Nothing of theirs that is private is used anywhere else, but for oneDNN's kernels.
 """
@@ -26,6 +26,20 @@ def new_object() -> Callable[..., Any]:
     """
     made: Callable[..., Any] = copyreg.__newobj__  # type: ignore[attr-defined]
     return made
+
+
+def before_compiling(module: torch.nn.Module) -> torch.nn.Module:
+    """The module that torch.compile was given; the module itself if none was, or torch hides it."""
+    original = getattr(module, "_orig_mod", None)
+    return original if isinstance(original, torch.nn.Module) else module
+
+
+def class_for(auto: Any, config: Any) -> Any:
+    """The class that one of transformers' AutoModels makes of a configuration; None if unknown."""
+    try:
+        return auto._model_mapping[type(config)]
+    except (KeyError, AttributeError):
+        return None
 
 
 def has_bfloat16_units() -> bool:

@@ -8,6 +8,8 @@ import inspect
 import torch
 from torch import nn
 
+from ..compat import before_compiling
+
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic", "torchao.", "bitsandbytes.")
 
@@ -35,8 +37,8 @@ def plain_copy(module: nn.Module) -> nn.Module:
 def _unwrapped(module: nn.Module) -> nn.Module:
     if isinstance(module, _WRAPPERS):
         return _unwrapped(module.module)
-    original = getattr(module, "_orig_mod", None)  # of torch.compile
-    return _unwrapped(original) if isinstance(original, nn.Module) else module
+    original = before_compiling(module)
+    return module if original is module else _unwrapped(original)
 
 
 def _check(module: nn.Module) -> None:

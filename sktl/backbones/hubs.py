@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from ..compat import class_for
 from ..images.descriptions import read_recipe
 from ..images.preprocessing import Recipe, Size, height_width
 from ..messages import shown
@@ -138,7 +139,7 @@ def _build_of_transformers(name: str, image_size: Size, pretrained: bool) -> nn.
     made_by = (getattr(config, "architectures", None) or [""])[0]
     classifies = str(made_by).endswith("ForImageClassification")
     auto = transformers.AutoModelForImageClassification if classifies else transformers.AutoModel
-    kind = getattr(transformers, str(made_by), None) if classifies else _base_class(auto, config)
+    kind = getattr(transformers, str(made_by), None) if classifies else class_for(auto, config)
     # A pooling layer over the class token is random where the weights have none.
     takes = kind is not None and "add_pooling_layer" in inspect.signature(kind).parameters
     options: dict[str, Any] = {"add_pooling_layer": False} if takes else {}
@@ -155,13 +156,6 @@ def _build_of_transformers(name: str, image_size: Size, pretrained: bool) -> nn.
             )
     tower = getattr(network, "vision_model", None)
     return tower if isinstance(tower, nn.Module) else network
-
-
-def _base_class(auto: Any, config: Any) -> Any:
-    try:
-        return auto._model_mapping[type(config)]
-    except (KeyError, AttributeError):  # from_pretrained says what is wrong
-        return None
 
 
 def _own_name(name: str) -> str:
