@@ -32,9 +32,11 @@ def slow(command):
         slow("training_step.py --images 64 --repeats 1"),
         slow("many_classes.py --rows 100 --classes 5 --test-rows 30 --max-iter 20"),
         slow("several_labels.py --rows 60 --size 32"),
+        slow("regression.py --rows 60 --size 32 --folds 2"),
         slow("threads.py --sizes 32 --blocks 1 --steps 1 --batch 4"),
         slow("photographs.py --drawings 1 --test 2"),
         slow("compiling.py --images 32 --networks 1 --repeats 1"),
+        slow("accuracy/penalty.py --digits 5 --size 32 --folds 2"),
         slow("accuracy/study.py --digits 2 --size 32 --epochs 1 --folds 2 --output {output}"),
     ],
 )
