@@ -261,12 +261,20 @@ def distances(outputs, y):
     return (outputs - y).square().sum(1).sqrt()
 
 
+def squared_distances(outputs, y):
+    return (outputs - y).square().sum(1)
+
+
 def test_a_loss_of_ones_own(two):
     X, Y, X_test, Y_test = two
     reg = make(criterion=distances, optimizer="lbfgs", weight_decay=0.1, max_epochs=3000).fit(X, Y)
     assert reg.score(X_test, Y_test) > 0.7
+    # Losses of each output are added up.
+    each = make(criterion=nn.MSELoss(reduction="none"), max_epochs=2, random_state=0).fit(X, Y)
+    summed = make(criterion=squared_distances, max_epochs=2, random_state=0).fit(X, Y)
+    np.testing.assert_allclose(each.predict(X_test), summed.predict(X_test), rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match=r"one loss for each row, of shape \(32,\)"):
-        make(criterion=nn.MSELoss(reduction="none")).fit(X, Y)
+        make(criterion=nn.MSELoss()).fit(X, Y)
 
 
 def test_early_stopping_watches_r2(two):
