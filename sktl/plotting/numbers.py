@@ -58,6 +58,7 @@ class ImagePredictionErrorDisplay:
 
     ax_: Any
     figure_: Any
+    scatter_: Any
     images_: list[Any]
     indices_: npt.NDArray[np.int64]
 
@@ -171,7 +172,7 @@ class ImagePredictionErrorDisplay:
         low, high = _limits(true, predicted)
         self.ax_.plot([low, high], [low, high], color=GREY, lw=1, ls="--", zorder=1)
         self.scatter_ = self.ax_.scatter(true, predicted, s=16, color=BLUE, lw=0, zorder=2)
-        self.images_: list[Any] = []
+        self.images_ = []
         places: list[tuple[float, float]] = []
         for point, picture in (self.pictures or {}).items():
             at = float(true[point]), float(predicted[point])

@@ -90,9 +90,9 @@ class Target(ABC):
     def losses(self, outputs: Tensor, y: Tensor, criterion: str, label_smoothing: float) -> Tensor:
         """Loss of each row, by a criterion with a name."""
 
-    @abstractmethod
     def steps_by(self, criterion: Any) -> bool:
-        """Whether the loss's gradient is known to `loss_and_error`."""
+        """Whether the loss's gradient is known to `loss_and_error`: of each that has a name."""
+        return isinstance(criterion, str)
 
     @abstractmethod
     def wanted(self, y: Tensor, shares: Tensor, label_smoothing: float) -> Tensor:
@@ -140,8 +140,31 @@ class Target(ABC):
         """
 
 
+class _ByCrossEntropy(Target):
+    """What is answered with probabilities: learned by cross-entropy, judged by right answers."""
+
+    score_name: ClassVar[str] = "acc"
+    criteria: ClassVar[tuple[str, ...]] = ("cross_entropy",)
+
+    def is_solved(self, criterion: Any) -> bool:
+        """Cross-entropy is."""
+        return isinstance(criterion, str)
+
+    def first_criterion(self, criterion: Any) -> Any:
+        """The same."""
+        return criterion
+
+    def score(self, sums: npt.NDArray[np.float64], total_weight: float) -> float:
+        """Share of images that are answered right, by weight."""
+        return float(sums[0] / total_weight)
+
+    def progress(self, score: float, loss: float) -> tuple[float, ...]:
+        """More right answers, or as many that are surer."""
+        return score, -loss
+
+
 @dataclass(frozen=True)
-class Classes(Target):
+class Classes(_ByCrossEntropy):
     """Each image is of one class; encoded y is its number, int64 of shape (n,).
 
     Attributes
@@ -152,8 +175,6 @@ class Classes(Target):
     n_classes: int
 
     kind: ClassVar[str] = "classes"
-    score_name: ClassVar[str] = "acc"
-    criteria: ClassVar[tuple[str, ...]] = ("cross_entropy",)
 
     @property
     def n_outputs(self) -> int:
@@ -163,14 +184,6 @@ class Classes(Target):
     def tensor(self, y: Any) -> Tensor:
         """Class numbers."""
         return torch.as_tensor(np.asarray(y), dtype=torch.int64)
-
-    def is_solved(self, criterion: Any) -> bool:
-        """Cross-entropy is."""
-        return isinstance(criterion, str)
-
-    def first_criterion(self, criterion: Any) -> Any:
-        """The same."""
-        return criterion
 
     def solve(
         self,
@@ -210,10 +223,6 @@ class Classes(Target):
         """Cross-entropy."""
         return F.cross_entropy(outputs, y, reduction="none", label_smoothing=label_smoothing)
 
-    def steps_by(self, criterion: Any) -> bool:
-        """By cross-entropy."""
-        return isinstance(criterion, str)
-
     def wanted(self, y: Tensor, shares: Tensor, label_smoothing: float) -> Tensor:
         """Probabilities, multiplied by the shares."""
         soft = newton.soft_targets(self.n_classes, label_smoothing).to(shares)
@@ -233,14 +242,6 @@ class Classes(Target):
         """Weights of right answers."""
         return (weights * (outputs.argmax(1) == y)).sum()[None]
 
-    def score(self, sums: npt.NDArray[np.float64], total_weight: float) -> float:
-        """Accuracy."""
-        return float(sums[0] / total_weight)
-
-    def progress(self, score: float, loss: float) -> tuple[float, ...]:
-        """More right answers, or as many that are surer."""
-        return score, -loss
-
     def hold_out(self, y: Encoded, share: float, seed: int) -> npt.NDArray[np.int64]:
         """Some of each class."""
         splitter = StratifiedShuffleSplit(1, test_size=share, random_state=seed)
@@ -249,7 +250,7 @@ class Classes(Target):
 
 
 @dataclass(frozen=True)
-class Indicators(Target):
+class Indicators(_ByCrossEntropy):
     """Each image has several labels, one or none; encoded y is 0 and 1, of shape (n, n_labels).
 
     Losses of the labels are added up, so that each is fitted as it would be alone.
@@ -265,8 +266,6 @@ class Indicators(Target):
     label_weights: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     kind: ClassVar[str] = "indicators"
-    score_name: ClassVar[str] = "acc"
-    criteria: ClassVar[tuple[str, ...]] = ("cross_entropy",)
 
     @property
     def n_outputs(self) -> int:
@@ -276,14 +275,6 @@ class Indicators(Target):
     def tensor(self, y: Any) -> Tensor:
         """Zeros and ones."""
         return torch.as_tensor(np.asarray(y), dtype=torch.float32)
-
-    def is_solved(self, criterion: Any) -> bool:
-        """Cross-entropy is."""
-        return isinstance(criterion, str)
-
-    def first_criterion(self, criterion: Any) -> Any:
-        """The same."""
-        return criterion
 
     def solve(
         self,
@@ -315,10 +306,6 @@ class Indicators(Target):
         )
         return binary.binary_losses(outputs, *evidence).sum(1)
 
-    def steps_by(self, criterion: Any) -> bool:
-        """By cross-entropy."""
-        return isinstance(criterion, str)
-
     def wanted(self, y: Tensor, shares: Tensor, label_smoothing: float) -> Tensor:
         """What speaks for the labels and, below, against them, multiplied by the shares."""
         evidence = binary.binary_targets(y.to(shares), label_smoothing, self._label_weights(shares))
@@ -340,14 +327,6 @@ class Indicators(Target):
         """Weights of images of which all labels are right."""
         right = ((outputs > 0) == (y > 0)).all(1)
         return (weights * right).sum()[None]
-
-    def score(self, sums: npt.NDArray[np.float64], total_weight: float) -> float:
-        """Subset accuracy."""
-        return float(sums[0] / total_weight)
-
-    def progress(self, score: float, loss: float) -> tuple[float, ...]:
-        """More right answers, or as many that are surer."""
-        return score, -loss
 
     def hold_out(self, y: Encoded, share: float, seed: int) -> npt.NDArray[np.int64]:
         """Some of each label's images."""
@@ -477,10 +456,6 @@ class Numbers(Target):
     def losses(self, outputs: Tensor, y: Tensor, criterion: str, label_smoothing: float) -> Tensor:
         """Sum over the outputs."""
         return _LOSSES[criterion](outputs, y.to(outputs), reduction="none").sum(1)
-
-    def steps_by(self, criterion: Any) -> bool:
-        """By each that has a name."""
-        return isinstance(criterion, str)
 
     def wanted(self, y: Tensor, shares: Tensor, label_smoothing: float) -> Tensor:
         """The numbers."""
