@@ -79,10 +79,10 @@ MODULES = {
         "frozen.prefix frozen"
     ),
     "Suffix and head: From features to logits.": (
-        "training.heads training.newton training.selection training.ridge training.binary "
-        "training.targets training.solutions training.optimization training.batches "
-        "training.depthwise training.averaging training.suffix training.steps training.net "
-        "training.progress training.epochs training"
+        "training.heads training.rows training.newton training.selection training.ridge "
+        "training.binary training.targets training.solutions training.optimization "
+        "training.batches training.depthwise training.averaging training.suffix training.steps "
+        "training.net training.progress training.epochs training"
     ),
     "Model: Backbone, suffix and head together, and what can be done with them.": (
         "model.joined model.alignment model.fit model.adapt model.explain "

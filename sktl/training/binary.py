@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .newton import Solution
+from .rows import CentredRows
 
 # Of the squared Newton decrement before the last step, half of which is what the loss of a label
 # lies above its minimum.
@@ -107,7 +108,7 @@ def solve(
     ----------
     J. Nocedal and S. Wright, Numerical Optimization, 2nd ed. (2006), sections 3.5 and 7.1.
     """
-    rows = _Rows(features, weights, weight_decay)
+    rows = CentredRows(features, weights, weight_decay)
     parts = [
         _solve_some(rows, some, label_smoothing, some_weights, max_iter)
         for some, some_weights in _parts(indicators.to(rows.exact), label_weights)
@@ -126,64 +127,6 @@ def _parts(indicators: Tensor, label_weights: Tensor | None) -> list[tuple[Tenso
     return list(zip(some, torch.split(label_weights, size, 1), strict=True))
 
 
-class _Rows:
-    """Features as matrices, of which the last column is for the bias.
-
-    Attributes
-    ----------
-    exact : float64 tensor of shape (n, width)
-        Centred; where there are fewer rows than features, in the space that the rows span.
-    rough : float32 tensor of shape (n, width)
-        The same along the principal axes.
-    shares : float64 tensor of shape (n,)
-        Of each image in the loss.
-    axes : float32 tensor of shape (width - 1, width - 1)
-    variances : float32 tensor of shape (width,)
-        Along the axes.
-    decay : float64 tensor of shape (width,)
-    """
-
-    def __init__(self, features: Tensor, weights: Tensor, weight_decay: float) -> None:
-        n, n_features = features.shape
-        # Filled in place, since a second copy of all rows may be gigabytes.
-        self.exact = features.new_ones(n, n_features + 1, dtype=torch.float64)
-        centred = self.exact[:, :-1]
-        centred.copy_(features)
-        self.shares = weights.to(self.exact) / n
-        self._mean = self.shares @ centred
-        centred -= self._mean
-        self._basis: Tensor | None = None
-        if n < n_features:
-            self._basis, triangle = torch.linalg.qr(centred.T)
-            self.exact = torch.cat([triangle.T, self.exact[:, -1:]], 1)
-        self.decay = torch.full_like(self.exact[0], weight_decay)
-        self.decay[-1] = 0  # the bias has no penalty
-        self.rough = self.exact.float()
-        centred = self.rough[:, :-1]
-        covariance = centred.T @ (centred * self.shares.float()[:, None])
-        variances, self.axes = torch.linalg.eigh(covariance)
-        centred.copy_(centred @ self.axes)
-        self.variances = torch.cat([variances.clamp_min(0), variances.new_ones(1)])
-
-    def to_axes(self, coefficients: Tensor) -> Tensor:
-        """Turn all but the bias, in single precision."""
-        coefficients = coefficients.float()
-        return torch.cat([coefficients[:, :-1] @ self.axes, coefficients[:, -1:]], 1)
-
-    def from_axes(self, coefficients: Tensor) -> Tensor:
-        """Turn back, in double precision."""
-        coefficients = coefficients.double()
-        turned = coefficients[:, :-1] @ self.axes.T.double()
-        return torch.cat([turned, coefficients[:, -1:]], 1)
-
-    def weight_and_bias(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights and biases for the features as they were given."""
-        weight, bias = coefficients[:, :-1], coefficients[:, -1]
-        if self._basis is not None:
-            weight = weight @ self._basis.T
-        return weight, bias - weight @ self._mean
-
-
 @dataclass(frozen=True)
 class _Optimum:
     coefficients: Tensor
@@ -192,7 +135,7 @@ class _Optimum:
 
 
 def _solve_some(
-    rows: _Rows,
+    rows: CentredRows,
     indicators: Tensor,
     label_smoothing: float,
     label_weights: Tensor | None,
@@ -259,7 +202,7 @@ class _Labels:
     several times faster than one of a large matrix and a narrow one.
     """
 
-    def __init__(self, rows: _Rows, present: Tensor, absent: Tensor) -> None:
+    def __init__(self, rows: CentredRows, present: Tensor, absent: Tensor) -> None:
         self._rows = rows
         self._present = present
         self._absent = absent
@@ -311,7 +254,7 @@ class _Labels:
 
         # Single precision is narrow.
         scale = slope.gradient.abs().amax(1, keepdim=True).clamp_min(1e-300)
-        gradient = self._rows.to_axes(slope.gradient / scale)
+        gradient = self._rows.to_axes((slope.gradient / scale).float())
         for rank in (self._rank(n_directions), 0):
             precondition = self._preconditioner(curvature, decay, rank)
             solution, n_directions = _conjugate_gradients(

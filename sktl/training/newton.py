@@ -25,6 +25,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .rows import CentredRows
+
 # Of the squared Newton decrement that a step leaves, half of which is what the loss lies above its
 # minimum. Up to the second, a solution goes while it costs little.
 _CLOSE = 1e-6
@@ -138,7 +140,7 @@ def solve(
     problem = _Problem(features, labels, weights, n_classes, weight_decay, label_smoothing)
     near, n_iter = _approach(problem, problem.start, max_iter)
     spent = n_iter * problem.n_products
-    point = problem.at(_along(problem.axes.T, near.double()))
+    point = problem.at(problem.rows.from_axes(near))
     damping, tolerance, n_directions = 0.0, 0.1, _APPROACH
     n_stalled = 0
     # A minimum is not below zero: where the loss is near it, as that of separable rows, it's found.
@@ -175,7 +177,7 @@ def solve(
         if left < 1e-3:  # the quadratic model is good enough to be solved well
             tolerance = 0.03
     # What is the same for all classes means nothing, and is rounding.
-    weight, bias = problem.weight_and_bias(point.coefficients - point.coefficients.mean(0))
+    weight, bias = problem.rows.weight_and_bias(point.coefficients - point.coefficients.mean(0))
     return Solution(weight, bias, point.loss, n_iter, weight_decay)
 
 
@@ -206,9 +208,9 @@ def near_solutions(
     problem = _Problem(features, labels, weights, n_classes, weight_decays[0], label_smoothing)
     near = problem.start
     for weight_decay in weight_decays:
-        problem.penalise(weight_decay)
+        problem.rows.penalise(weight_decay)
         near, _ = _approach(problem, near, _APPROACH)
-        yield problem.weight_and_bias(_along(problem.axes.T, near.double()))
+        yield problem.rows.weight_and_bias(problem.rows.from_axes(near))
 
 
 @dataclass(frozen=True)
@@ -305,8 +307,7 @@ class _Problem:
     Classes come first, here and in the logits: a product of a flat matrix and a large one is
     several times faster than one of a large matrix and a narrow one.
 
-    Single precision works along the principal axes of the features, where the Hessian is nearly
-    diagonal as long as all images are equally uncertain.
+    Single precision works along the principal axes of the features.
     """
 
     def __init__(
@@ -318,57 +319,32 @@ class _Problem:
         weight_decay: float,
         label_smoothing: float,
     ) -> None:
-        n, n_features = features.shape
-        # Filled in place, since a second copy of all rows may be gigabytes.
-        self.rows = features.new_ones(n, n_features + 1, dtype=torch.float64)
-        centred = self.rows[:, :-1]
-        centred.copy_(features)
-        self.shares = weights.to(self.rows) / n
+        self.rows = CentredRows(features, weights, weight_decay)
         self.labels = labels
-        self.targets = soft_targets(n_classes, label_smoothing).to(self.rows)
-        self.mean = self.shares @ centred
-        centred -= self.mean
-        # Fewer rows than features: the weights lie in the space that the rows span.
-        self.basis: Tensor | None = None
-        if n < n_features:
-            self.basis, triangle = torch.linalg.qr(centred.T)
-            self.rows = torch.cat([triangle.T, self.rows[:, -1:]], 1)
-        self.penalise(weight_decay)
-        self.rough_rows = self.rows.float()
-        self.rough_shares = self.shares.float()
+        self.targets = soft_targets(n_classes, label_smoothing).to(self.rows.exact)
+        self.rough_shares = self.rows.shares.float()
         self.rough_targets = self.targets.float()
-        centred = self.rough_rows[:, :-1]
-        covariance = centred.T @ (centred * self.rough_shares[:, None])
-        variances, self.axes = torch.linalg.eigh(covariance)
-        centred.copy_(centred @ self.axes)
-        self.variances = torch.cat([variances.clamp_min(0), variances.new_ones(1)])
-
-    def penalise(self, weight_decay: float) -> None:
-        """Take another penalty."""
-        self.decay = torch.full_like(self.rows[0], weight_decay)
-        self.decay[-1] = 0  # the bias has none
-        self.rough_decay = self.decay.float()
 
     @property
     def start(self) -> Tensor:
         """Where all classes are equally likely for any image."""
-        return self.rough_rows.new_zeros(len(self.targets), self.rows.shape[1])
+        return self.rows.rough.new_zeros(len(self.targets), self.rows.exact.shape[1])
 
     @property
     def n_products(self) -> int:
         """Multiplications of a product with the Hessian."""
-        return 2 * len(self.targets) * self.rows.numel()
+        return 2 * len(self.targets) * self.rows.exact.numel()
 
     def at(self, coefficients: Tensor) -> _Point:
         """Loss with the penalty, its gradient and the probabilities."""
         loss, gradient, proba = self._evaluate(
-            coefficients, self.rows, self.targets, self.shares, self.decay
+            coefficients, self.rows.exact, self.targets, self.rows.shares, self.rows.decay
         )
-        return _Point(coefficients, loss, _along(self.axes, gradient), proba)
+        return _Point(coefficients, loss, self.rows.to_axes(gradient), proba)
 
     def roughly_at(self, coefficients: Tensor) -> _Point:
         """Do the same in single precision, for coefficients along the principal axes."""
-        of_rows = self.rough_rows, self.rough_targets, self.rough_shares, self.rough_decay
+        of_rows = self.rows.rough, self.rough_targets, self.rough_shares, self.rows.decay.float()
         return _Point(coefficients, *self._evaluate(coefficients, *of_rows))
 
     def _evaluate(
@@ -376,7 +352,7 @@ class _Problem:
     ) -> tuple[float, Tensor, Tensor]:
         gradient = decay * coefficients
         loss = 0.5 * (gradient * coefficients).sum(dtype=torch.float64)
-        proba = self.rough_rows.new_empty(len(coefficients), len(rows))
+        proba = self.rows.rough.new_empty(len(coefficients), len(rows))
         size = max(1, _AT_ONCE // len(coefficients))
         for start in range(0, len(rows), size):
             part = slice(start, start + size)
@@ -396,7 +372,7 @@ class _Problem:
         total = self.rough_shares @ (1 - proba.square().sum(0))
         if factors is not None:
             total = (total - factors.square().sum()).clamp_min(0)
-        diagonal = total / len(proba) * self.variances + self.rough_decay
+        diagonal = total / len(proba) * self.rows.variances + self.rows.decay.float()
         # Rounding must not make it zero.
         return diagonal + max(1e-6 * float(diagonal.mean()), 1e-30)
 
@@ -405,13 +381,13 @@ class _Problem:
     ) -> _Step:
         """Solve Newton's equation to a tolerance, which shall take so many directions."""
         proba, shares = point.proba, self.rough_shares
-        damped = damping * self.variances
-        diagonal = self.rough_decay + damped
+        damped = damping * self.rows.variances
+        diagonal = self.rows.decay.float() + damped
 
         def hessian(direction: Tensor) -> Tensor:
-            change = direction @ self.rough_rows.T
+            change = direction @ self.rows.rough.T
             change.sub_((proba * change).sum(0)).mul_(proba).mul_(shares)
-            return torch.addmm(diagonal * direction, change, self.rough_rows)
+            return torch.addmm(diagonal * direction, change, self.rows.rough)
 
         scale = float(point.gradient.abs().max().clamp_min(1e-300))  # single precision is narrow
         gradient = (point.gradient / scale).float()
@@ -423,13 +399,13 @@ class _Problem:
             if n_directions:
                 break  # else rounding of large terms has made the preconditioner indefinite
         squared_decrement = scale**2 * float((gradient * solution).sum(dtype=torch.float64))
-        change = scale * _along(self.axes.T, solution.double())
+        change = scale * self.rows.from_axes(solution)
         return _Step(change, squared_decrement, error, n_directions)
 
     def _rank(self, n_directions: int) -> int:
         """Number of terms that the preconditioner may have, so as not to cost too much."""
         work = _REFRESH * n_directions * self.n_products
-        width = self.rows.shape[1] + len(self.targets)
+        width = self.rows.exact.shape[1] + len(self.targets)
         ranks = torch.arange(1, _MAX_RANK + 1, dtype=torch.float64)
         return int((ranks**2 * (width + ranks) <= work).sum())
 
@@ -447,7 +423,7 @@ class _Problem:
         if not rank:
             return lambda residual: residual / diagonal
         used, place = torch.unique(index, return_inverse=True)  # an image may have several terms
-        rows = self.rough_rows[used]
+        rows = self.rows.rough[used]
         scaled = rows / diagonal
         small = (rows @ scaled.T)[place][:, place].mul_(factors.T @ factors)
         # More than one, so that rounding of large terms can't make it indefinite.
@@ -462,19 +438,6 @@ class _Problem:
             return torch.addmm(plain, of_rows, scaled, alpha=-1)
 
         return precondition
-
-    def weight_and_bias(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights and biases for the features as they were given."""
-        weight, bias = coefficients[:, :-1], coefficients[:, -1]
-        if self.basis is not None:
-            weight = weight @ self.basis.T
-        return weight, bias - weight @ self.mean
-
-
-def _along(axes: Tensor, coefficients: Tensor) -> Tensor:
-    """Turn all but the bias."""
-    turned = coefficients[:, :-1] @ axes.to(coefficients.dtype)
-    return torch.cat([turned, coefficients[:, -1:]], 1)
 
 
 def _largest_uncertainties(proba: Tensor, shares: Tensor, rank: int) -> tuple[Tensor, Tensor]:
