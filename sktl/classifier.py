@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from .base import rows_at
 from .constraints import Interval, StrOptions
-from .files.layout import CLASSIFIER
+from .files.classifier_file import CLASSIFIER
 from .files.saving import savable
 from .files.state import Packer
 from .images.reading import Images

@@ -20,7 +20,7 @@ from .backbones import Backbone, Pool, Pooling, spatial_axes
 from .base import ImageEstimator
 from .cache import empty_rows
 from .constraints import Options, StrOptions
-from .files.layout import FEATURES
+from .files.features_file import FEATURES
 from .files.saving import savable
 from .files.state import Packer, restore_backbone, restore_frozen, store_backbone
 from .frozen.prefix import FrozenPrefix, freeze_stage

@@ -35,9 +35,10 @@ from .container import (
     read_sealed,
     write_sealed,
 )
-from .layout import Layout, Tensors, images, plain, scalar, tensors_of
+from .layout import Layout, Tensors, tensors_of
 from .readers import integer, mapping_of, record, text
 from .state import BEFORE, Stored, store_weights, to_settings
+from .values import image_format, plain, scalar
 
 FORMAT = 1
 _TUPLES = ("bands", "head", "image_shape", "image_size", "pixel_range", "stage")  # parameters
@@ -89,7 +90,7 @@ def _to_document(estimator: Any, layout: Layout) -> tuple[Stored, Tensors]:
     parameters = estimator.get_params(deep=False)
     encoded = {name: _encode(name, value) for name, value in parameters.items()}
     state = estimator.__getstate__()
-    image_format = state.pop("_format")
+    fmt = state.pop("_format")
     for name in ("_sktl_version", *parameters):
         del state[name]
     attributes, model, tensors = layout.to_parts(state)
@@ -104,7 +105,7 @@ def _to_document(estimator: Any, layout: Layout) -> tuple[Stored, Tensors]:
         "versions": {"sktl": __version__}
         | {name: version(name) for name in ("torch", "torchvision")},
         "parameters": encoded,
-        "images": image_format,
+        "images": fmt,
         "attributes": attributes,
         "model": model,
     }
@@ -287,7 +288,7 @@ def _read(document: Any, layout: Layout) -> Stored:
             "versions": mapping_of(text),
             # Later versions may have parameters of which an old file knows nothing.
             "parameters": record({"weights": scalar}, parameters),
-            "images": images,
+            "images": image_format,
             "attributes": layout.attributes,
             "model": layout.model,
         }
