@@ -89,8 +89,9 @@ MODULES = {
         "model.exported_resize model.export model"
     ),
     "Files: What a fitted estimator is on the disk.": (
-        "files.container files.readers files.state files.values files.layout files.trained "
-        "files.classifier_file files.regressor_file files.features_file files.saving files"
+        "files.container files.readers files.weights files.pickling files.state files.values "
+        "files.layout files.trained files.classifier_file files.regressor_file "
+        "files.features_file files.saving files"
     ),
     "Estimators: Scikit-learn's face.": (
         "datasets summary base features labels predictor classifier regressor"

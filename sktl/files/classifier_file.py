@@ -9,7 +9,6 @@ from ..training.targets import Classes, Indicators
 from .container import FileFormatError
 from .layout import Layout, Tensors
 from .readers import either, integer, list_of, one_of, optional, record, text, tuple_of
-from .state import Stored
 from .trained import (
     ATTRIBUTES,
     HEAD,
@@ -24,6 +23,7 @@ from .trained import (
     trained_state,
 )
 from .values import adaptation_record, class_labels, labels_to_json, scalar
+from .weights import Stored
 
 _SAMPLE_BYTES = 8 * 2**20  # a larger sample of features isn't saved
 

@@ -22,8 +22,8 @@ from .layout import (
     weights_of,
 )
 from .readers import integer, list_of, mapping_of, one_of, optional, record, text
-from .state import Stored
 from .values import one_or_several, scalar
+from .weights import Stored
 
 _dtype = one_of("float32", "float16")
 

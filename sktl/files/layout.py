@@ -31,7 +31,7 @@ from .readers import (
     text,
     tuple_of,
 )
-from .state import FORMAT, Stored, to_array
+from .state import FORMAT
 from .values import (
     LARGEST_IMAGE,
     backbone_name,
@@ -42,6 +42,7 @@ from .values import (
     recipe_of_parameter,
     recipe_record,
 )
+from .weights import Stored, to_array
 
 Tensors = dict[str, Tensor]
 

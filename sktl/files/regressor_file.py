@@ -6,7 +6,6 @@ from ..training.targets import Numbers
 from .container import FileFormatError
 from .layout import Layout, Tensors
 from .readers import flag, integer, number, one_of, record, tuple_of
-from .state import Stored
 from .trained import (
     ATTRIBUTES,
     HEAD,
@@ -20,6 +19,7 @@ from .trained import (
     trained_parts,
     trained_state,
 )
+from .weights import Stored
 
 
 def _regressor_parts(state: Stored) -> tuple[Stored, Stored, Tensors]:

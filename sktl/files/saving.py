@@ -36,9 +36,11 @@ from .container import (
     write_sealed,
 )
 from .layout import Layout, Tensors, tensors_of
+from .pickling import to_settings
 from .readers import integer, mapping_of, record, text
-from .state import BEFORE, Stored, store_weights, to_settings
+from .state import BEFORE
 from .values import image_format, plain, scalar
+from .weights import Stored, store_weights
 
 FORMAT = 1
 _TUPLES = ("bands", "head", "image_shape", "image_size", "pixel_range", "stage")  # parameters

@@ -35,8 +35,8 @@ from .readers import (
     text,
     tuple_of,
 )
-from .state import Stored
 from .values import history, history_to_json, plain
+from .weights import Stored
 
 _share = number(0, 1, below=True)
 _positive = number(0, above=True)
