@@ -91,7 +91,7 @@ MODULES = {
     "Files: What a fitted estimator is on the disk.": (
         "files.container files.readers files.weights files.pickling files.state files.values "
         "files.layout files.trained files.classifier_file files.regressor_file "
-        "files.features_file files.saving files"
+        "files.features_file files.document files.saving files.loading files"
     ),
     "Estimators: Scikit-learn's face.": (
         "datasets summary base features labels predictor classifier regressor"

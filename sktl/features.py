@@ -20,9 +20,9 @@ from .backbones import Backbone, Pool, Pooling, spatial_axes
 from .base import ImageEstimator
 from .cache import empty_rows
 from .constraints import Options, StrOptions
+from .files.document import savable
 from .files.features_file import FEATURES
 from .files.pickling import Packer
-from .files.saving import savable
 from .files.state import restore_backbone, restore_frozen, store_backbone
 from .frozen.prefix import FrozenPrefix, freeze_stage
 from .hardware import restore_device, restore_precision
