@@ -58,7 +58,7 @@ NOT_EXAMPLES = {"contact_sheet.py", "pictures.py"}  # others draw with these
 # sktl's modules in the order in which data flows, in groups.
 MODULES = {
     "What all use: The machine, messages, and other packages' private names.": (
-        "version compat messages atomic randomness threads hardware parallel constraints"
+        "version compat messages tensors atomic randomness threads hardware parallel constraints"
     ),
     "Images: From what X is to uint8 pixels, and on to what a network was trained on.": (
         "images.errors images.bands images.depth images.orientation images.jpeg images.decoding "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -13,8 +12,8 @@ import torch
 from torch import nn
 
 from ..atomic import Path
-from ..frozen.prefix import named_tensors
 from ..images.preprocessing import Recipe
+from ..tensors import without_values
 from ..version import __version__
 from .container import FileFormatError, read_sealed
 from .document import check_tensors, class_of, digest_of, frozen_again, read_document
@@ -141,19 +140,9 @@ def _shape_of_features(modules: Sequence[nn.Module], size: tuple[int, int]) -> t
     features = torch.zeros((1, 3, *size), dtype=torch.uint8, device="meta")
     try:
         for module in modules:
-            features = _without_values(module).eval()(features)
+            features = without_values(module).eval()(features)
     except Exception:  # a forward that makes tensors of its own can only be run
         features = torch.zeros((1, 3, *size), dtype=torch.uint8)
         for module in modules:
             features = module.eval()(features)
     return tuple(features.shape)
-
-
-def _without_values(module: nn.Module) -> nn.Module:
-    """A copy that computes shapes and nothing else."""
-    memo: dict[int, Any] = {}
-    for tensor in named_tensors(module).values():
-        empty = tensor.detach().to("meta")
-        parameter = isinstance(tensor, nn.Parameter)
-        memo[id(tensor)] = nn.Parameter(empty, requires_grad=False) if parameter else empty
-    return copy.deepcopy(module, memo)

@@ -20,8 +20,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset
 
-from ..frozen.prefix import named_tensors
 from ..images.preprocessing import Recipe
+from ..tensors import named_tensors
 from .weights import Stored
 
 _RECIPE = "sktl.Recipe"  # the key of a dict that stands for one

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from ..backbones import Backbone, rebuild_backbone
 from ..backbones.registry import Architecture
-from ..frozen.prefix import named_tensors
 from ..hardware import restore_device, restore_precision
 from ..images.preprocessing import Recipe
 from ..model.joined import Model, assemble_net
 from ..randomness import seeded
+from ..tensors import named_tensors
 from ..training.heads import HeadShape
 from ..training.optimization import TrainingPlan
 from ..training.targets import KINDS, Target

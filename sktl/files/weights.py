@@ -9,7 +9,7 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-from ..frozen.prefix import named_tensors
+from ..tensors import named_tensors
 
 Stored = dict[str, Any]
 

@@ -7,7 +7,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from itertools import chain
 
 import torch
 import xxhash
@@ -21,6 +20,7 @@ from ..images import jpeg
 from ..images.augmentation import View
 from ..images.preprocessing import Recipe
 from ..images.reading import Images
+from ..tensors import named_tensors
 from .module import FrozenModule, ahead, computed_by
 
 _REVISION = 4  # of how images are decoded and prepared; others than kept features are then made
@@ -435,19 +435,6 @@ def remember_stages(cache: FeatureCache | None, backbone: Backbone) -> None:
 
 def _stages_key(identity: bytes) -> bytes:
     return xxhash.xxh3_128_digest(identity + b"stages")
-
-
-def named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers, also those that a state dict leaves out.
-
-    A network that a callable makes may draw such a buffer at random.
-    """
-    return dict(
-        chain(
-            module.named_parameters(remove_duplicate=False),
-            module.named_buffers(remove_duplicate=False),
-        )
-    )
 
 
 def _fingerprint(module: nn.Module, *facts: object) -> bytes:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from ..backbones import Backbone, Pooling
 from ..cache import FeatureCache
 from ..frozen.module import FrozenModule
-from ..frozen.prefix import FrozenPrefix, freeze_prefix, named_tensors, run_on_images
+from ..frozen.prefix import FrozenPrefix, freeze_prefix, run_on_images
 from ..images.reading import Images
+from ..tensors import named_tensors
 from ..training.heads import HeadShape
 from ..training.net import SuffixNet, make_net
 from ..training.optimization import TrainingPlan
