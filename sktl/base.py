@@ -35,7 +35,7 @@ from .files.pickling import (
 )
 from .files.saving import save
 from .files.state import BEFORE
-from .frozen.prefix import recall_stages, remember_stages
+from .frozen.stage_names import recall_stages, remember_stages
 from .hardware import (
     PRECISIONS,
     choose_device,

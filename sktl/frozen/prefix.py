@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -10,22 +9,19 @@ from functools import cached_property
 
 import torch
 import xxhash
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ..backbones import Backbone, Pooling, Stages
-from ..cache import FeatureCache, empty_rows
-from ..cache.leases import Claims
+from ..cache import FeatureCache
 from ..hardware import PRECISIONS
 from ..images import jpeg
 from ..images.augmentation import View
-from ..images.preprocessing import Recipe
 from ..images.reading import Images
-from ..tensors import named_tensors
-from .module import FrozenModule, ahead, computed_by
+from .fingerprint import fingerprint
+from .gathering import PER_LOOKUP, Rows, Share, first_of_each
+from .module import FrozenModule, computed_by
 
 _REVISION = 4  # of how images are decoded and prepared; others than kept features are then made
-_PER_LOOKUP = 128  # rows that are looked for, or held, at a time
-_PREPARED = 32  # images a thread prepares at a time
 _PAUSE = 0.05  # seconds between two looks for rows that another process computes
 
 
@@ -84,7 +80,7 @@ class FrozenPrefix:
         if self._backbone.identity is not None:
             place = (self._backbone.identity, self.stage, self.pooling)
             return xxhash.xxh3_128_digest(repr((place, environment, hardware)).encode())
-        return _fingerprint(self._plain(), (self.recipe, environment, hardware))
+        return fingerprint(self._plain(), (self.recipe, environment, hardware))
 
     @cached_property
     def module(self) -> FrozenModule:
@@ -131,7 +127,7 @@ class FrozenPrefix:
             of zeros instead, and the cache keeps nothing of it.
         """
         wanted = range(len(images)) if indices is None else indices
-        rows = _Rows(len(wanted), tell)
+        rows = Rows(len(wanted), tell)
         digests = []
         if cache is not None or view is not None:
             digests = [images.digest(i) for i in wanted]
@@ -155,9 +151,9 @@ class FrozenPrefix:
                 rows.put(batch, features)
         else:
             with cache.claims() as claims:
-                share = _Share(self.key, cache, claims, digests, rows, is_bad)
+                share = Share(self.key, cache, claims, digests, rows, is_bad)
                 missing = self._continue_from_shallower(share, share.look_up(range(len(digests))))
-                first = _first_of_each(digests, missing)
+                first = first_of_each(digests, missing)
                 todo = list(to_run(list(first.values())))
                 while todo:
                     for batch, features in self._run(load, todo, n_jobs, share.take):
@@ -188,14 +184,14 @@ class FrozenPrefix:
             self.n_images += len(batch)
             yield batch, features
 
-    def _continue_from_shallower(self, share: _Share, missing: list[int]) -> list[int]:
+    def _continue_from_shallower(self, share: Share, missing: list[int]) -> list[int]:
         """Go on from features of earlier stages, where the cache has them."""
         for depth, prefix in self._shallower():
             if not missing:
                 break
             module: FrozenModule | None = None
-            for start in range(0, len(missing), _PER_LOOKUP):
-                held = share.find(missing[start : start + _PER_LOOKUP], prefix.key)
+            for start in range(0, len(missing), PER_LOOKUP):
+                held = share.find(missing[start : start + PER_LOOKUP], prefix.key)
                 if not held:
                     continue
                 module = module or self._continuation(depth)
@@ -224,155 +220,8 @@ class FrozenPrefix:
         return FrozenModule(module, self.precision, self.device)
 
 
-class _Rows:
-    """Features of some images, gathered in one tensor."""
-
-    def __init__(self, n: int, tell: Callable[[int], object] | None = None) -> None:
-        self._n = n
-        self._tell = tell
-        self._tensor: Tensor | None = None
-
-    def put(self, places: Sequence[int], features: Tensor) -> None:
-        """Fill in rows."""
-        if self._tensor is None:
-            self._tensor = empty_rows(self._n, features)
-        self._tensor[torch.as_tensor(places)] = features
-        if self._tell is not None:
-            self._tell(len(places))
-
-    def copy(self, source: int, target: int) -> None:
-        """Fill in a row that equals another."""
-        self.tensor[target] = self.tensor[source]
-        if self._tell is not None:
-            self._tell(1)
-
-    def clear(self, places: Sequence[int]) -> None:
-        """Fill in zeros."""
-        if places:
-            self.tensor[torch.as_tensor(places)] = 0
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing has been filled in."""
-        return self._tensor is None
-
-    @property
-    def tensor(self) -> Tensor:
-        """All rows."""
-        if self._tensor is None:
-            raise ValueError("There are no images to compute features of.")
-        return self._tensor
-
-
-class _Share:
-    """The rows that this process finds or computes, where others may compute the rest.
-
-    Attributes
-    ----------
-    done : set of int
-        Places of the rows that are there.
-    """
-
-    def __init__(
-        self,
-        key: bytes,
-        cache: FeatureCache,
-        claims: Claims | None,
-        digests: Sequence[bytes],
-        rows: _Rows,
-        is_bad: Callable[[int], bool],
-    ) -> None:
-        self._key = key
-        self._cache = cache
-        self._claims = claims
-        self._digests = digests
-        self._rows = rows
-        self._is_bad = is_bad
-        self.done: set[int] = set()
-
-    def _keys(self, places: Sequence[int], key: bytes | None = None) -> list[bytes]:
-        return [(key or self._key) + self._digests[i] for i in places]
-
-    def find(self, places: Sequence[int], key: bytes | None = None) -> dict[int, Tensor]:
-        """Give the rows that the cache has, of this prefix or of another."""
-        found = self._cache.get(self._keys(places, key))
-        return {i: row for i, row in zip(places, found, strict=True) if row is not None}
-
-    def look_up(self, places: Sequence[int]) -> list[int]:
-        """Take what the cache has; give the places of what it lacks."""
-        for start in range(0, len(places), _PER_LOOKUP):
-            held = self.find(places[start : start + _PER_LOOKUP])
-            if held:
-                self._rows.put(list(held), torch.stack(list(held.values())))
-                self.done.update(held)
-        return [i for i in places if i not in self.done]
-
-    def take(self, places: Sequence[int]) -> Sequence[int]:
-        """Claim rows; give the places of those to compute."""
-        if self._claims is None:
-            return places
-        taken = self._claims.take(self._keys(places))
-        ours = [i for i, is_ours in zip(places, taken, strict=True) if is_ours]
-        if self._claims.any_there(self._keys(ours)):  # others may have finished some meanwhile
-            return self.look_up(ours)
-        return ours
-
-    def put(self, places: Sequence[int], features: Tensor) -> None:
-        """Keep rows that have been computed, those of images that can be read in the cache, too."""
-        good = [n for n, i in enumerate(places) if not self._is_bad(i)]
-        if good:
-            kept = features if len(good) == len(places) else features[torch.as_tensor(good)]
-            self._cache.put(self._keys([places[n] for n in good]), kept)
-        self._rows.put(places, features)
-        self.done.update(places)
-
-
 def _stacked(rows: dict[int, Tensor]) -> Callable[[Sequence[int]], Tensor]:
     return lambda places: torch.stack([rows[i] for i in places])
-
-
-def _first_of_each(digests: Sequence[bytes], places: Sequence[int]) -> dict[bytes, int]:
-    first: dict[bytes, int] = {}
-    for i in places:
-        first.setdefault(digests[i], i)
-    return first
-
-
-def run_on_images(
-    module: FrozenModule,
-    recipe: Recipe,
-    images: Images,
-    indices: Sequence[int] | None = None,
-    n_jobs: int = 1,
-) -> Tensor:
-    """Run a module on images, of which nothing is kept; None is all of them."""
-    wanted = range(len(images)) if indices is None else indices
-
-    def load(places: Sequence[int]) -> Tensor:
-        return recipe.read(images, [wanted[i] for i in places])
-
-    return torch.cat([rows for _, rows in module.map(load, range(len(wanted)), n_jobs)])
-
-
-def prepare_all(
-    images: Images, recipe: Recipe, n_jobs: int, tell: Callable[[int], object] | None = None
-) -> Tensor:
-    """Prepare all images without running a network on them.
-
-    Returns
-    -------
-    uint8 tensor of shape (n, 3, crop, crop)
-    """
-    n = len(images)
-    rows = _Rows(n, tell)
-    batches = [range(i, min(i + _PREPARED, n)) for i in range(0, n, _PREPARED)]
-
-    def load(batch: Sequence[int]) -> Tensor:
-        return recipe.read(images, batch)
-
-    for batch, prepared in ahead(load, batches, max(n_jobs, torch.get_num_threads())):
-        rows.put(batch, prepared)
-    return rows.tensor
 
 
 # Prefixes by backbone, so that all fits of a search share one.
@@ -415,50 +264,3 @@ def _shared(
     if name not in kept:
         kept[name] = FrozenPrefix(backbone, stage, pooling, precision, device)
     return kept[name]
-
-
-def recall_stages(cache: FeatureCache | None, identity: bytes) -> tuple[str, ...] | None:
-    """Names of the stages of a backbone that was used with this cache before."""
-    (found,) = [None] if cache is None else cache.get([_stages_key(identity)])
-    return None if found is None else tuple(json.loads(bytes(found.tolist())))
-
-
-def remember_stages(cache: FeatureCache | None, backbone: Backbone) -> None:
-    """Keep what :func:`recall_stages` gives."""
-    if cache is None or backbone.identity is None or not backbone.is_loaded:
-        return
-    key = _stages_key(backbone.identity)
-    if cache.get([key])[0] is None:
-        text = json.dumps(backbone.stages).encode()
-        cache.put([key], torch.tensor([list(text)], dtype=torch.uint8))
-
-
-def _stages_key(identity: bytes) -> bytes:
-    return xxhash.xxh3_128_digest(identity + b"stages")
-
-
-def _fingerprint(module: nn.Module, *facts: object) -> bytes:
-    """Hash code, settings and weights, and what else changes the numbers."""
-    hasher = xxhash.xxh3_128()
-
-    def add(*facts: object) -> None:
-        hasher.update(repr(facts).encode())
-
-    add(*facts)
-    for name, part in module.named_modules():
-        code = part.code if isinstance(part, fx.GraphModule) else ""
-        add(name, type(part).__qualname__, code, part.extra_repr(), sorted(_settings(part).items()))
-    for name, tensor in named_tensors(module).items():
-        add(name, tensor.dtype, tuple(tensor.shape))
-        hasher.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return hasher.digest()
-
-
-def _settings(module: nn.Module) -> dict[str, object]:
-    """Plain attributes, which a forward method may read."""
-    plain = (bool, int, float, str, tuple, list, dict)
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if isinstance(value, plain) and not name.startswith("_")
-    }

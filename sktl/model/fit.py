@@ -15,7 +15,8 @@ from torch import Tensor
 from ..backbones import Backbone, Pooling
 from ..cache import FeatureCache, empty_rows
 from ..frozen.module import FrozenModule
-from ..frozen.prefix import FrozenPrefix, freeze_prefix, freeze_stage, prepare_all
+from ..frozen.passes import prepare_all
+from ..frozen.prefix import FrozenPrefix, freeze_prefix, freeze_stage
 from ..images.augmentation import Augment, View, make_augmentation
 from ..images.reading import Images
 from ..training.batches import FeatureRows

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ..backbones import Backbone, Pooling
 from ..cache import FeatureCache
 from ..frozen.module import FrozenModule
-from ..frozen.prefix import FrozenPrefix, freeze_prefix, run_on_images
+from ..frozen.passes import run_on_images
+from ..frozen.prefix import FrozenPrefix, freeze_prefix
 from ..images.reading import Images
 from ..tensors import named_tensors
 from ..training.heads import HeadShape
