@@ -75,6 +75,9 @@ class Backbone:
         None if only the network itself can tell.
     known_stages : tuple of str or None, default=None
         Names of the stages, where they are known without loading.
+    derived : dict
+        What others have made of the network, by names of theirs. All who use the network share it,
+        and it goes when the network goes; so it must not refer to this object.
     """
 
     architecture: Architecture
@@ -82,6 +85,7 @@ class Backbone:
     load: Callable[[], Splitter]
     identity: bytes | None = None
     known_stages: tuple[str, ...] | None = None
+    derived: dict[object, Any] = field(default_factory=dict, init=False, repr=False)
     _splitter: Splitter | None = field(default=None, repr=False)
 
     @property

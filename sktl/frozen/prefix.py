@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from dataclasses import dataclass
 
 import torch
 import xxhash
@@ -25,6 +24,26 @@ _REVISION = 4  # of how images are decoded and prepared; others than kept featur
 _PAUSE = 0.05  # seconds between two looks for rows that another process computes
 
 
+@dataclass
+class Prepared:
+    """What is made of one part of a backbone, once for all who use it.
+
+    It belongs to the backbone and knows nothing of it, so that both go together.
+
+    Attributes
+    ----------
+    key : bytes or None
+        See :attr:`FrozenPrefix.key`.
+    module : FrozenModule or None
+    n_images : int
+        How many images the module was run on.
+    """
+
+    key: bytes | None = None
+    module: FrozenModule | None = None
+    n_images: int = 0
+
+
 class FrozenPrefix:
     """What a backbone does up to its freeze depth, as a fixed and fast function.
 
@@ -38,11 +57,8 @@ class FrozenPrefix:
         None leaves a stage's output as it is.
     precision : {"float32", "bfloat16"}
     device : torch.device
-
-    Attributes
-    ----------
-    n_images : int
-        How many images it was run on.
+    prepared : Prepared or None, default=None
+        What others have made of the same; None is nothing.
     """
 
     def __init__(
@@ -52,25 +68,29 @@ class FrozenPrefix:
         pooling: Pooling | None,
         precision: str,
         device: torch.device,
+        prepared: Prepared | None = None,
     ) -> None:
-        self._reference = weakref.ref(backbone)  # which the table of prefixes must not keep alive
+        self._backbone = backbone
+        self._prepared = Prepared() if prepared is None else prepared
         self.recipe = backbone.recipe
         self.stage = stage
         self.pooling = pooling
         self.precision = precision
         self.device = device
-        self.n_images = 0
 
     @property
-    def _backbone(self) -> Backbone:
-        backbone = self._reference()
-        if backbone is None:
-            raise RuntimeError("A frozen prefix was used after its backbone was gone.")
-        return backbone
+    def n_images(self) -> int:
+        """How many images the network was run on."""
+        return self._prepared.n_images
 
-    @cached_property
+    @property
     def key(self) -> bytes:
         """Hash of all that the features depend on, other than the image."""
+        if self._prepared.key is None:
+            self._prepared.key = self._hash()
+        return self._prepared.key
+
+    def _hash(self) -> bytes:
         in_use = computed_by(self.device, PRECISIONS[self.precision])
         environment = (
             *(_REVISION, jpeg.decoder(), self.precision, torch.__version__),
@@ -82,10 +102,12 @@ class FrozenPrefix:
             return xxhash.xxh3_128_digest(repr((place, environment, hardware)).encode())
         return fingerprint(self._plain(), (self.recipe, environment, hardware))
 
-    @cached_property
+    @property
     def module(self) -> FrozenModule:
         """The network up to here, built when it is first needed."""
-        return FrozenModule(self._plain(), self.precision, self.device)
+        if self._prepared.module is None:
+            self._prepared.module = FrozenModule(self._plain(), self.precision, self.device)
+        return self._prepared.module
 
     def _plain(self) -> nn.Module:
         return self._backbone.stage_features(self.stage, self.pooling)
@@ -181,7 +203,7 @@ class FrozenPrefix:
         if not places:
             return  # the network isn't needed, and perhaps not there yet
         for batch, features in self.module.map(load, places, n_jobs, select):
-            self.n_images += len(batch)
+            self._prepared.n_images += len(batch)
             yield batch, features
 
     def _continue_from_shallower(self, share: Share, missing: list[int]) -> list[int]:
@@ -209,11 +231,11 @@ class FrozenPrefix:
         else:
             most = n_stages if self.stage is None else self.stage + (self.pooling is not None)
         for stage in reversed(range(min(most, n_stages - 1))):
-            name = (stage, None, self.precision, self.device)
+            part = (stage, None, self.precision, self.device)
             # A network without a name must be cut and hashed to know its key: that costs more
             # than it may save, unless it has been done before.
-            if backbone.identity is not None or name in _prefixes.get(backbone, {}):
-                yield stage + 1, _shared(backbone, *name)
+            if backbone.identity is not None or part in backbone.derived:
+                yield stage + 1, frozen_stage_of(backbone, *part)
 
     def _continuation(self, depth: int) -> FrozenModule:
         module = self._backbone.continuation(depth, self.stage, self.pooling)
@@ -224,43 +246,27 @@ def _stacked(rows: dict[int, Tensor]) -> Callable[[Sequence[int]], Tensor]:
     return lambda places: torch.stack([rows[i] for i in places])
 
 
-# Prefixes by backbone, so that all fits of a search share one.
-_prefixes: weakref.WeakKeyDictionary[Backbone, dict[object, FrozenPrefix]] = (
-    weakref.WeakKeyDictionary()
-)
-
-
-def freeze_prefix(
+def frozen_prefix_of(
     backbone: Backbone, depth: int, pooling: Pooling, precision: str, device: torch.device
 ) -> FrozenPrefix | None:
-    """Freeze the first stages of a backbone; None if `depth` is 0."""
+    """The first stages of a backbone; None if `depth` is 0."""
     if depth == 0:
         return None
     if depth == len(backbone.stages):
-        return freeze_stage(backbone, None, pooling, precision, device)
-    return _shared(backbone, depth - 1, None, precision, device)
+        return frozen_stage_of(backbone, None, pooling, precision, device)
+    return frozen_stage_of(backbone, depth - 1, None, precision, device)
 
 
-def freeze_stage(
-    backbone: Backbone,
-    stage: Stages,
-    pooling: Pooling,
-    precision: str,
-    device: torch.device,
-) -> FrozenPrefix:
-    """Freeze a backbone up to pooled stages, or up to what the classifier reads."""
-    return _shared(backbone, stage, pooling, precision, device)
-
-
-def _shared(
+def frozen_stage_of(
     backbone: Backbone,
     stage: Stages,
     pooling: Pooling | None,
     precision: str,
     device: torch.device,
 ) -> FrozenPrefix:
-    kept = _prefixes.setdefault(backbone, {})
-    name = (stage, pooling, precision, device)
-    if name not in kept:
-        kept[name] = FrozenPrefix(backbone, stage, pooling, precision, device)
-    return kept[name]
+    """A backbone up to some stages, or up to what the classifier reads.
+
+    Whoever asks for the same, as all fits of a search do, shares what has been prepared.
+    """
+    prepared = backbone.derived.setdefault((stage, pooling, precision, device), Prepared())
+    return FrozenPrefix(backbone, stage, pooling, precision, device, prepared)
