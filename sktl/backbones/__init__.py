@@ -155,6 +155,11 @@ class Backbone:
         suffix = self.splitter.suffix(depth, pooling)
         return suffix if depth else nn.Sequential(self._normalize(), suffix)
 
+    def rest(self, depth: int, pooling: Pooling) -> nn.Module:
+        """What :meth:`suffix` copies, in evaluation mode; shares the network's weights."""
+        rest = self.splitter.rest(depth, pooling)
+        return rest if depth else nn.Sequential(self._normalize(), rest).eval()
+
     def halves(self, network: nn.Module, stage: int) -> tuple[nn.Module, nn.Module]:
         """Cut what ``suffix(0, pooling)`` gave, perhaps trained since, at the end of a stage.
 
@@ -253,7 +258,7 @@ class Backbone:
         if isinstance(stage, tuple):
             return self.splitter.several(depth, stage, pooling or "auto")
         if stage is None:
-            return self.splitter.suffix(depth, pooling or "auto").eval()
+            return self.splitter.rest(depth, pooling or "auto")
         if stage == depth - 1:
             return self._pooled(nn.Identity(), pooling).eval()
         return self._pooled(self.splitter.between(depth, stage), pooling).eval()
