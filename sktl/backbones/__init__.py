@@ -19,7 +19,7 @@ from ..images.preprocessing import Normalize, Recipe, Size, in_pixels
 from ..messages import shown
 from ..randomness import seeded
 from ..version import __version__
-from .efficientnet_lite import pad_same
+from .efficientnet_lite import LITES, pad_same
 from .from_transformers import as_network, own_module
 from .hubs import build_from_hub, is_of_hub
 from .registry import EMBEDDED, Architecture, check_name, default_weights, list_backbones
@@ -34,6 +34,7 @@ from .weights import (
 
 __all__ = [
     "EMBEDDED",
+    "LITES",
     "Backbone",
     "CutNetwork",
     "Pool",
