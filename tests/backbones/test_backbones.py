@@ -78,15 +78,18 @@ LARGE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+families = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in FAMILIES],
+)
+
+
+@families
 def test_suffix_of_prefix_is_the_network(name, photographs):
     check_rejoins(name, photographs[0])
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in FAMILIES],
-)
+@families
 def test_fit_predict_and_round_trip(name, photographs, tmp_path):
     check_round_trip(name, photographs[0][::3], photographs[1][::3], tmp_path)
 
