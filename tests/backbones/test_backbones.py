@@ -1,7 +1,11 @@
 """Every network by name: its stages, where it can be cut, and the round trip."""
 
+import copy
+import gc
 import threading
 import time
+import weakref
+from collections import OrderedDict
 
 import joblib
 import numpy as np
@@ -106,6 +110,30 @@ def test_every_other_model(name, photographs, tmp_path):
 def test_stages_are_the_networks_own_blocks(name):
     network, size = untrained(name)
     assert list(make_splitter(network, size).stages) == STAGES[name]
+
+
+def test_a_name_is_traced_once_and_each_network_has_weights_of_its_own(monkeypatch):
+    monkeypatch.setattr("sktl.backbones._structures", OrderedDict())
+    settings = {"weights": None, "image_size": 32}
+    first, images = load_backbone("resnet18", seed=0, **settings), torch.rand(2, 3, 32, 32)
+    stages, whole = first.stages, first.splitter.prefix(5, "auto")(images)
+    network = weakref.ref(first.splitter.network)
+    with monkeypatch.context() as patch:
+        patch.setattr("sktl.backbones.split.trace", None)
+        second = load_backbone("resnet18", seed=1, **settings)
+        assert second.stages == stages
+        with pytest.raises(TypeError):
+            load_backbone("resnet18", weights=None, image_size=64)
+    own = copy.deepcopy(second.splitter.network)
+    own.fc = nn.Identity()
+    found = second.splitter.prefix(5, "auto")(images)
+    assert torch.equal(found, own(images))
+    assert not torch.equal(found, whole)
+    halves = second.splitter.stage_features(2), second.splitter.suffix(3, "auto").eval()
+    assert torch.allclose(halves[1](halves[0](images)), found, atol=1e-6)
+    del first
+    gc.collect()
+    assert network() is None
 
 
 @pytest.mark.parametrize("name", ["resnet18", "inception_v3", "maxvit_t"])
