@@ -19,7 +19,7 @@ from ..images.preprocessing import Normalize, Recipe, Size, in_pixels
 from ..messages import shown
 from ..randomness import seeded
 from ..version import __version__
-from .efficientnet_lite import pad_same
+from .efficientnet_lite import LITES, pad_same
 from .from_transformers import as_network, own_module
 from .hubs import build_from_hub, is_of_hub
 from .registry import EMBEDDED, Architecture, check_name, default_weights, list_backbones
@@ -44,6 +44,7 @@ from .weights import (
 
 __all__ = [
     "EMBEDDED",
+    "LITES",
     "Backbone",
     "CutNetwork",
     "Pool",
@@ -89,6 +90,9 @@ class Backbone:
         None if only the network itself can tell.
     known_stages : tuple of str or None, default=None
         Names of the stages, where they are known without loading.
+    derived : dict
+        What others have made of the network, by names of theirs. All who use the network share it,
+        and it goes when the network goes; so it must not refer to this object.
     """
 
     architecture: Architecture
@@ -96,6 +100,7 @@ class Backbone:
     load: Callable[[], Splitter]
     identity: bytes | None = None
     known_stages: tuple[str, ...] | None = None
+    derived: dict[object, Any] = field(default_factory=dict, init=False, repr=False)
     _splitter: Splitter | None = field(default=None, repr=False)
 
     @property

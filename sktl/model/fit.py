@@ -15,7 +15,8 @@ from torch import Tensor
 from ..backbones import Backbone, Pooling
 from ..cache import FeatureCache, empty_rows
 from ..frozen.module import FrozenModule
-from ..frozen.prefix import FrozenPrefix, freeze_prefix, freeze_stage, prepare_all
+from ..frozen.passes import prepare_all
+from ..frozen.prefix import FrozenPrefix, frozen_prefix_of, frozen_stage_of
 from ..images.augmentation import Augment, View, make_augmentation
 from ..images.reading import Images
 from ..training.batches import FeatureRows
@@ -134,7 +135,7 @@ def fit_model(
         If images can't be read. It comes before training, and names them all.
     """
     training, validation = _split(task, setup)
-    prefix = freeze_prefix(
+    prefix = frozen_prefix_of(
         setup.backbone, setup.depth, setup.pooling, setup.precision, setup.device
     )
     features, prepare = _features(task.images, prefix, setup)
@@ -340,7 +341,7 @@ def _fitted_head(
         rest = setup.backbone.rest(setup.depth, setup.pooling)
         pooled = FrozenModule(rest, setup.precision, setup.device).all_of(rows.features)
     else:
-        prefix = freeze_stage(setup.backbone, None, setup.pooling, setup.precision, setup.device)
+        prefix = frozen_stage_of(setup.backbone, None, setup.pooling, setup.precision, setup.device)
         with progress_bar("head", len(training), "image", setup.verbose) as tell:
             pooled = prefix.compute(
                 task.images, setup.cache, setup.n_jobs, training.tolist(), tell=tell
