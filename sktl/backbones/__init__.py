@@ -23,7 +23,17 @@ from .efficientnet_lite import LITES, pad_same
 from .from_transformers import as_network, own_module
 from .hubs import build_from_hub, is_of_hub
 from .registry import EMBEDDED, Architecture, check_name, default_weights, list_backbones
-from .split import CutNetwork, OpaqueNetwork, Pool, Pooling, Splitter, make_splitter, spatial_axes
+from .split import (
+    CutNetwork,
+    OpaqueNetwork,
+    Pool,
+    Pooling,
+    Splitter,
+    Structure,
+    TracedNetwork,
+    make_splitter,
+    spatial_axes,
+)
 from .weights import (
     IMAGENET_RECIPE,
     Adjustment,
@@ -56,6 +66,10 @@ Stages: TypeAlias = int | None | tuple[int | None, ...]
 _KEPT = 2
 _loaded: OrderedDict[tuple[bytes, str], Backbone] = OrderedDict()
 _lock = threading.RLock()
+
+# What was found of architectures, which takes longer than to load the weights of a small one.
+_KEPT_STRUCTURES = 16
+_structures: OrderedDict[tuple[Any, ...], Structure] = OrderedDict()
 
 # What a name stands for may change with them; read once, as every fit asks.
 _VERSIONS = (__version__, version("torchvision"))
@@ -387,7 +401,7 @@ def _load_later(backbone: str, source: WeightsSource, identity: bytes) -> Backbo
     def load() -> Splitter:
         if _identity(backbone, source) != identity:
             raise OSError(f"{source.name} has changed since it was first used. Fit again.")
-        splitter = _prepare(architecture.build(initialise=False), source.recipe.crop)
+        splitter = _prepare(architecture.build(initialise=False), architecture)
         _load_weights(splitter, source)
         return splitter
 
@@ -429,7 +443,7 @@ def _load_now(
     if not isinstance(backbone, str):
         recipe = adjust(_recipe_that_comes_with(network, adjust))
         architecture = replace(architecture, image_size=recipe.crop)
-    splitter = _prepare(network, recipe.crop)
+    splitter = _prepare(network, architecture)
     if source.read is not None:
         _load_weights(splitter, source)
     return _loaded_backbone(architecture, recipe, splitter)
@@ -467,9 +481,20 @@ def _loaded_backbone(
     return Backbone(architecture, recipe, lambda: splitter, identity, _splitter=splitter)
 
 
-def _prepare(network: nn.Module, image_size: Size) -> Splitter:
+def _prepare(network: nn.Module, architecture: Architecture) -> Splitter:
+    """Find where a network can be cut; of those that have a name, once for all of their weights."""
     network.requires_grad_(False).eval()
-    return make_splitter(as_network(network, image_size), image_size)
+    key, size = architecture.name_and_size, architecture.image_size
+    structure = None if key is None else _structures.get(key)
+    if structure is not None:
+        return TracedNetwork(network, structure)
+    splitter = make_splitter(as_network(network, size), size)
+    if key is not None and isinstance(splitter, TracedNetwork) and splitter.network is network:
+        with _lock:
+            _structures[key] = splitter.structure
+            while len(_structures) > _KEPT_STRUCTURES:
+                _structures.popitem(last=False)
+    return splitter
 
 
 def _load_weights(splitter: Splitter, source: WeightsSource) -> None:
@@ -487,5 +512,5 @@ def rebuild_backbone(
 ) -> Backbone:
     """Build a network of a stored model; its weights are put in afterwards."""
     network = architecture.build(initialise=False)
-    splitter = _prepare(network, architecture.image_size)
+    splitter = _prepare(network, architecture)
     return _loaded_backbone(architecture, recipe, splitter, identity)
