@@ -76,7 +76,8 @@ MODULES = {
     ),
     "Frozen prefix: Each image once.": (
         "frozen.onednn frozen.fusion frozen.translation frozen.engine frozen.module "
-        "frozen.fingerprint frozen.stage_names frozen.gathering frozen.passes frozen.prefix frozen"
+        "frozen.fingerprint frozen.stage_names frozen.source frozen.gathering frozen.passes "
+        "frozen.prefix frozen"
     ),
     "Suffix and head: From features to logits.": (
         "training.heads training.rows training.newton training.selection training.ridge "

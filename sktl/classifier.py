@@ -809,8 +809,8 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
             lacking = shown_several(self.classes_[missing].tolist())
             raise ValueError(f"y_source lacks the classes {lacking}.")
         weights = check_weights(None, self.class_weight, self.classes_, labels)
-        with images.naming_all():
-            features = self._model.pooled(images, self._cache(), self._n_jobs())
+        features, unreadable = self._model.pooled(images, self._cache(), self._n_jobs())
+        images.refuse(unreadable)
         rows = LabelledFeatures(
             torch.as_tensor(features),
             torch.as_tensor(labels),

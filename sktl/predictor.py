@@ -25,6 +25,7 @@ from .constraints import Interval, Options, StrOptions
 from .files.pickling import Packer
 from .files.state import plain_rows, read_rows, restore_model, store_model
 from .images.augmentation import AUGMENTATIONS
+from .images.errors import Unreadable
 from .images.kinds import kind_of, looks_like_one_picture, one_picture_message
 from .labels import has_several_labels
 from .messages import shown
@@ -352,9 +353,9 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         check_is_fitted(self)
         images = self._open(X, reset=False)
 
-        def compute() -> npt.NDArray[np.float64]:
-            outputs = self._model.outputs(images, self._cache(), self._n_jobs())
-            return np.asarray(outputs, dtype=np.float64)
+        def compute() -> tuple[npt.NDArray[np.float64], Unreadable]:
+            outputs, unreadable = self._model.outputs(images, self._cache(), self._n_jobs())
+            return np.asarray(outputs, dtype=np.float64), unreadable
 
         none = "Their predictions are NaN, or None from predict; score leaves them out."
         return self._answer(images, compute, none)

@@ -17,6 +17,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ..messages import shown
+from .errors import Unreadable
 from .reading import Images, stack_channels_last
 
 # Height and width in pixels; one number where they are the same.
@@ -152,16 +153,31 @@ class Recipe:
         resize = height if height == width else (height, width)
         return replace(self, resize=resize, crop=as_size(image_size))
 
-    def read(self, images: Images, indices: Sequence[int]) -> Tensor:
+    def read(self, images: Images, indices: Sequence[int]) -> tuple[Tensor, Unreadable]:
         """Read some images and bring them to the network's size.
 
         Returns
         -------
         prepared : uint8 tensor of shape (len(indices), 3, h, w)
-            In channels-last memory format.
+            In channels-last memory format. Of an image that can't be read it means nothing.
+        unreadable : dict of int to str
+            See :meth:`sktl.images.reading.Images.read`.
         """
         # Without antialiasing, pixels are dropped that decoding at a fraction would blend.
-        return self.apply(images.batch(indices, max(self._sides()) if self.antialias else None))
+        size = max(self._sides()) if self.antialias else None
+        pixels, unreadable = images.read(indices, size)
+        return self.apply(pixels), unreadable
+
+    def batch(self, images: Images, indices: Sequence[int]) -> Tensor:
+        """Prepare images as :meth:`read` does, all of which must be readable.
+
+        Raises
+        ------
+        UnreadableImagesError
+        """
+        prepared, unreadable = self.read(images, indices)
+        images.refuse(unreadable)
+        return prepared
 
     def _sides(self) -> tuple[int, int]:
         """The size that pictures are resized to cover, to equal or to fit into."""

@@ -110,9 +110,7 @@ class Job:
     @cached_property
     def features(self) -> Tensor:
         """What the head reads of the target's images."""
-        with self.images.naming_all():
-            features = self.model.pooled(self.images, self.cache, self.n_jobs)
-        return torch.as_tensor(features)
+        return _features_of(self.model, self.images, self.cache, self.n_jobs)
 
     @property
     def head(self) -> Head:
@@ -285,7 +283,10 @@ def _own_statistics(job: Job) -> Adapted:
     for images in (job.source_images, job.images):
         _learn_statistics(network, norms, _batches(job, images))
         frozen = FrozenModule(network, job.model.precision, job.model.device)
-        features.append(run_on_images(frozen, job.model.backbone.recipe, images, n_jobs=job.n_jobs))
+        recipe = job.model.backbone.recipe
+        rows, unreadable = run_on_images(frozen, recipe, images, n_jobs=job.n_jobs)
+        images.refuse(unreadable)
+        features.append(rows)
     of_source, of_target = features
     home = Home(replace(job.source, features=linear_inputs(job.head, of_source)), job.settings)
     head = aligned_head(home, linear_inputs(job.head, of_target), pseudo_labels=False)
@@ -335,7 +336,7 @@ def _lower_entropy(job: Job) -> Adapted:
             entropy.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     adapted = _with_network(job, network, head)
-    return adapted, torch.as_tensor(adapted.pooled(job.images, None, job.n_jobs))
+    return adapted, _features_of(adapted, job.images, None, job.n_jobs)
 
 
 METHODS: dict[str, Callable[[Job], Adapted]] = {
@@ -349,11 +350,17 @@ METHODS: dict[str, Callable[[Job], Adapted]] = {
 # Images through a network -------------------------------------------------------------
 
 
+def _features_of(model: Model, images: Images, cache: FeatureCache | None, n_jobs: int) -> Tensor:
+    features, unreadable = model.pooled(images, cache, n_jobs)
+    images.refuse(unreadable)
+    return torch.as_tensor(features)
+
+
 def _batches(job: Job, images: Images, seed: int = 0) -> Iterator[Tensor]:
     """Prepared images in a random order, so that a batch is like the whole."""
     order = np.random.default_rng(seed).permutation(len(images))
     for start in range(0, len(order), _BATCH):
-        batch = job.model.backbone.recipe.read(images, order[start : start + _BATCH].tolist())
+        batch = job.model.backbone.recipe.batch(images, order[start : start + _BATCH].tolist())
         yield batch.to(job.model.device)
 
 

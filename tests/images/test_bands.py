@@ -236,7 +236,7 @@ def test_too_few_bands_in_a_file(rgb):
 def test_without_tifffile_the_error_is_of_the_installation(thirteen, monkeypatch):
     monkeypatch.setitem(sys.modules, "tifffile", None)
     images = opened([KINDS["pixels"](thirteen[0])])
-    with images.noting(), pytest.raises(ImportError, match=r"pip install sktl\[tiff\]"):
+    with pytest.raises(ImportError, match=r"pip install sktl\[tiff\]"):
         images.batch([0])
 
 

@@ -210,7 +210,7 @@ def test_large_jpegs_in_bytes_are_decoded_at_a_fraction(photographs):
 def test_bad_bytes_are_named_by_their_rows(encoded):
     X = [encoded[0], b"no picture", encoded[1], encoded[2][:2000], b""]
     images = opened(X)
-    with pytest.raises(UnreadableImagesError) as caught, images.naming_all():
+    with pytest.raises(UnreadableImagesError) as caught:
         images.batch(range(5))
     assert caught.value.rows == [1, 3, 4]
     assert [name for name, _ in caught.value.files] == ["X[1]", "X[3]", "X[4]"]
