@@ -19,7 +19,7 @@ from ..images.preprocessing import Normalize, Recipe, Size, in_pixels
 from ..messages import shown
 from ..randomness import seeded
 from ..version import __version__
-from .efficientnet_lite import pad_same
+from .efficientnet_lite import LITES, pad_same
 from .from_transformers import as_network, own_module
 from .hubs import build_from_hub, is_of_hub
 from .registry import EMBEDDED, Architecture, check_name, default_weights, list_backbones
@@ -34,6 +34,7 @@ from .weights import (
 
 __all__ = [
     "EMBEDDED",
+    "LITES",
     "Backbone",
     "CutNetwork",
     "Pool",
@@ -155,6 +156,11 @@ class Backbone:
         suffix = self.splitter.suffix(depth, pooling)
         return suffix if depth else nn.Sequential(self._normalize(), suffix)
 
+    def rest(self, depth: int, pooling: Pooling) -> nn.Module:
+        """What :meth:`suffix` copies, in evaluation mode; shares the network's weights."""
+        rest = self.splitter.rest(depth, pooling)
+        return rest if depth else nn.Sequential(self._normalize(), rest).eval()
+
     def halves(self, network: nn.Module, stage: int) -> tuple[nn.Module, nn.Module]:
         """Cut what ``suffix(0, pooling)`` gave, perhaps trained since, at the end of a stage.
 
@@ -253,7 +259,7 @@ class Backbone:
         if isinstance(stage, tuple):
             return self.splitter.several(depth, stage, pooling or "auto")
         if stage is None:
-            return self.splitter.suffix(depth, pooling or "auto").eval()
+            return self.splitter.rest(depth, pooling or "auto")
         if stage == depth - 1:
             return self._pooled(nn.Identity(), pooling).eval()
         return self._pooled(self.splitter.between(depth, stage), pooling).eval()

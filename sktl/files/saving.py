@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from torchvision.models import WeightsEnum
 
 from ..atomic import Path
-from ..backbones import EMBEDDED, default_weights, list_backbones
+from ..backbones import LITES, default_weights, list_backbones
 from ..images.descriptions import read_recipe
 from ..version import __version__
 from .container import FileFormatError, NotSavableError, write_sealed
@@ -91,7 +91,7 @@ def _encode(name: str, value: Any) -> Any:
 
 def _name_of_member(member: WeightsEnum) -> str:
     name = f"{type(member).__name__}.{member.name}"
-    if type(member) not in {type(default_weights(n)) for n in list_backbones() if n != EMBEDDED}:
+    if type(member) not in {type(default_weights(n)) for n in list_backbones() if n not in LITES}:
         raise NotSavableError(
             f"weights={name} can't be saved, since torchvision has no weights of that name. Give "
             "the path of a state dict, or use joblib.dump."

@@ -289,9 +289,9 @@ def _head_shape(
     first = features[:1] if prefix is None else prefix.module(features[:1])
     pooled = first
     if not setup.frozen:
-        suffix = setup.backbone.suffix(setup.depth, setup.pooling)
+        rest = setup.backbone.rest(setup.depth, setup.pooling)
         with torch.inference_mode():
-            pooled = suffix.eval()(first.float() if first.is_floating_point() else first)
+            pooled = rest(first.float() if first.is_floating_point() else first)
     if setup.plan.cutmix and not setup.plan.mixup and first.ndim != 4:
         raise ValueError(
             f"cutmix={setup.plan.cutmix:g} pastes a part of one map into another, but at this "
@@ -336,8 +336,8 @@ def _fitted_head(
     """
     depth = len(setup.backbone.stages)
     if setup.cache is None and not rows.n_views > 1 and rows.features.is_floating_point():
-        suffix = setup.backbone.suffix(setup.depth, setup.pooling)
-        pooled = FrozenModule(suffix, setup.precision, setup.device).all_of(rows.features)
+        rest = setup.backbone.rest(setup.depth, setup.pooling)
+        pooled = FrozenModule(rest, setup.precision, setup.device).all_of(rows.features)
     else:
         prefix = frozen_stage_of(setup.backbone, None, setup.pooling, setup.precision, setup.device)
         with progress_bar("head", len(training), "image", setup.verbose) as tell:
