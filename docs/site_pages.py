@@ -68,8 +68,9 @@ MODULES = {
     "Backbones: Networks, their weights, and where they can be cut.": (
         "backbones.efficientnet_lite backbones.given backbones.hubs backbones.registry "
         "backbones.weights "
-        "backbones.shaped_trace backbones.graph backbones.from_transformers "
-        "backbones.classifier backbones.stages backbones.split backbones"
+        "backbones.shaped_trace backbones.nodes backbones.values backbones.tracing "
+        "backbones.graph backbones.from_transformers backbones.classifier backbones.stages "
+        "backbones.split backbones.backbone backbones.loading backbones"
     ),
     "Cache: Features by image content.": (
         "cache.leases cache.protocol cache.memory cache.directory cache.opening cache"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..images.preprocessing import Size, height_width
-from .graph import refuse_images
+from .values import refuse_images
 
 # The first of these that a model returns is taken.
 _OUTPUTS = ("logits", "image_embeds", "pooler_output", "last_hidden_state")

@@ -278,10 +278,10 @@ LOAD_COUNTED = """
 import sys
 from unittest import mock
 import numpy as np
-import sktl.backbones
 from sktl import PretrainedImageClassifier, PretrainedImageFeatures
+from sktl.backbones import loading
 X, y = np.load(sys.argv[1] + "/X.npy"), np.arange(12) // 6
-with mock.patch("sktl.backbones._prepare", side_effect=sktl.backbones._prepare) as prepare:
+with mock.patch.object(loading, "_prepare", side_effect=loading._prepare) as prepare:
     clf = PretrainedImageClassifier(image_size=48, cache=sys.argv[1] + "/cache").fit(X, y)
     PretrainedImageFeatures(image_size=48, cache=sys.argv[1] + "/cache").fit(X)
     clf.predict(X)
@@ -325,7 +325,7 @@ def test_weights_that_change_before_they_are_needed_are_refused(photographs, tmp
     torch.save(models.resnet18(weights=None).state_dict(), file)
     settings = {"weights": file, "image_size": 32, "cache": tmp_path}
     PretrainedImageClassifier("resnet18", **settings).fit(X, y)
-    sktl.backbones._loaded.clear()
+    sktl.backbones.loading._loaded.clear()
     clf = PretrainedImageClassifier("resnet18", **settings).fit(X, y)
     assert not clf._model.backbone.is_loaded
     torch.save(models.resnet18(weights=None).state_dict(), file)
