@@ -81,8 +81,8 @@ MODULES = {
         "frozen.prefix frozen"
     ),
     "Suffix and head: From features to logits.": (
-        "training.heads training.rows training.newton training.selection training.ridge "
-        "training.binary training.targets training.solutions training.optimization "
+        "training.heads training.rows training.lbfgs training.preconditioning training.newton "
+        "training.selection training.ridge training.binary training.targets training.solutions training.optimization "
         "training.batches training.depthwise training.averaging training.suffix training.steps "
         "training.net training.progress training.epochs training"
     ),
