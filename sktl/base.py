@@ -47,8 +47,9 @@ from .images.descriptions import read_recipe
 from .images.errors import Unreadable, UnreadableImagesError, UnreadableImageWarning, name_files
 from .images.format import ImageFormat, learn_format
 from .images.kinds import kind_of, looks_like_one_picture, one_picture_message
-from .images.preprocessing import RESIZE_MODES, checked_size
+from .images.preprocessing import RESIZE_MODES
 from .images.reading import Images, open_images
+from .images.sizes import checked_size
 from .messages import shown_several
 from .summary import Summary
 from .version import __version__

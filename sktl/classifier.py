@@ -33,12 +33,12 @@ from .labels import (
 )
 from .messages import shown, shown_several
 from .model.adapt import METHODS, Adaptation, Job, adapt_model
-from .model.alignment import LabelledFeatures, Settings
 from .model.explain import METHODS as EXPLANATIONS
 from .model.explain import explain_images
 from .model.export import TorchClassifier, to_onnx, to_torch
 from .model.fit import Fit
 from .model.joined import Model
+from .model.source_domain import LabelledFeatures, Settings
 from .predictor import Given, ImagePredictor
 from .summary import listed
 from .training.progress import with_callbacks

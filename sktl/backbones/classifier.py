@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from ..images.preprocessing import Size
+from ..images.sizes import Size
 from .graph import NetworkGraph, give_out
 from .nodes import has_weights
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..images.preprocessing import Size, height_width
+from ..images.sizes import Size, height_width
 from .values import refuse_images
 
 # The first of these that a model returns is taken.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..images.preprocessing import Size
+from ..images.sizes import Size
 from .nodes import node_names, remove_dead_nodes
 from .tracing import NotTraceableError, trace_both
 from .values import Shaped, values_of

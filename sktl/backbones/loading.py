@@ -18,7 +18,8 @@ import xxhash
 from torch import nn
 
 from ..images.descriptions import read_recipe, recipe_of_module
-from ..images.preprocessing import Recipe, Size, in_pixels
+from ..images.preprocessing import Recipe
+from ..images.sizes import Size, in_pixels
 from ..messages import shown
 from ..randomness import seeded
 from ..version import __version__

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, fx, nn
 
-from ..images.preprocessing import Size, height_width
+from ..images.sizes import Size, height_width
 from .classifier import expose_features, gives_embeddings, warn_of_output
 from .graph import NetworkGraph, trace
 from .nodes import node_names, remove_dead_nodes

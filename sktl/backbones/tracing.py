@@ -18,7 +18,7 @@ import torch
 import torchvision.ops
 from torch import fx, nn
 
-from ..images.preprocessing import Size, height_width
+from ..images.sizes import Size, height_width
 from ..tensors import without_values
 from .nodes import PATH, remove_dead_nodes, writes_in_place
 from .shaped_trace import ShapedProxy, Values, forget_devices

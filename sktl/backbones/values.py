@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import torch
 from torch import fx, nn
 
-from ..images.preprocessing import Size, height_width, in_pixels
+from ..images.sizes import Size, height_width, in_pixels
 from ..tensors import without_values
 
 

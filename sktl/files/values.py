@@ -15,7 +15,8 @@ from sklearn.utils import Bunch
 from ..backbones import check_name
 from ..images.bands import Band, BandChoice
 from ..images.kinds import CHANNELS
-from ..images.preprocessing import RECIPE_MODES, Recipe, Size, as_size
+from ..images.preprocessing import RECIPE_MODES, Recipe
+from ..images.sizes import Size, as_size
 from ..model.adapt import METHODS
 from .container import FileFormatError, NotSavableError
 from .readers import (

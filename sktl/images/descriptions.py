@@ -11,7 +11,8 @@ from torchvision.models import WeightsEnum
 from torchvision.transforms import InterpolationMode, v2
 
 from ..messages import shown
-from .preprocessing import Recipe, Size, as_size, height_width
+from .preprocessing import Recipe
+from .sizes import Size, as_size, height_width
 
 _Config = Mapping[str, Any]
 

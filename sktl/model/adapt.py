@@ -21,20 +21,15 @@ from ..training.heads import Head, HeadShape, linear_inputs
 from ..training.optimization import TrainingPlan, default_lr
 from ..training.suffix import BATCH_NORMS
 from .alignment import (
-    Home,
-    LabelledFeatures,
-    LinearHead,
-    Settings,
     aligned_head,
     class_shift,
     expected_accuracy,
-    fit_head,
     gain_at_home,
-    held_out_proba,
     looks_the_same,
     standardized_head,
 )
 from .joined import Model, assemble_net, copy_tensors
+from .source_domain import Home, LabelledFeatures, LinearHead, Settings, fit_head, held_out_proba
 
 _TRUSTED = 0.75  # share of the accuracy at home that must be expected
 _MANY = 2  # images for a labelled one, from which those that look alike teach a head something

@@ -26,8 +26,8 @@ from ..training.net import SuffixNet
 from ..training.optimization import OPTIMIZERS, TrainingPlan
 from ..training.progress import progress_bar
 from ..training.targets import Classes, Encoded, Numbers, Target
-from .alignment import LabelledFeatures, sample_rows
 from .joined import Model, assemble_net
+from .source_domain import LabelledFeatures, sample_rows
 
 _OTHER_BACKBONE = (
     "Going on from the last fit needs the same backbone and weights, but that had others. To begin "
