@@ -82,9 +82,9 @@ MODULES = {
     "Suffix and head: From features to logits.": (
         "training.heads training.rows training.lbfgs training.preconditioning training.newton "
         "training.selection training.ridge training.binary training.targets "
-        "training.solutions training.optimization training.batches training.depthwise "
-        "training.averaging training.suffix training.steps training.net training.progress "
-        "training.epochs training"
+        "training.solutions training.optimization training.parameters training.batches "
+        "training.depthwise training.averaging training.suffix training.steps training.net "
+        "training.progress training.epochs training"
     ),
     "Model: Backbone, suffix and head together, and what can be done with them.": (
         "model.joined model.source_domain model.alignment model.fit model.adapt model.explain "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from numbers import Real
 from typing import Any, Self
 
 import numpy as np
@@ -17,7 +16,7 @@ from sklearn.utils import Bunch, Tags
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from .base import rows_at
-from .constraints import Interval, StrOptions
+from .constraints import StrOptions
 from .files.classifier_file import CLASSIFIER
 from .files.document import savable
 from .files.pickling import Packer
@@ -278,7 +277,6 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
 
     _parameter_constraints: dict[str, list[Any]] = ImagePredictor._parameter_constraints | {
         "criterion": [StrOptions(set(Classes.criteria)), callable],
-        "label_smoothing": [Interval(Real, 0, 1, closed="left")],
         "class_weight": [dict, StrOptions({"balanced"}), None],
     }
 
