@@ -96,6 +96,7 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         **ImageEstimator._parameter_constraints,
         **BOUNDS,
         "freeze": [_FreezeDepths()],
+        "pooling": [StrOptions({"auto", "stages", "network", "avg", "flatten"})],
         "head": [StrOptions(set(HEADS)), tuple, callable],
         "dropout": [SHARE],
         "augment": [StrOptions(set(AUGMENTATIONS)), callable, None],
@@ -240,7 +241,7 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         return Setup(
             backbone=backbone,
             depth=depth,
-            pooling=self.pooling,
+            pooling=backbone.choose_pooling(self.pooling, depth),
             head=self.head,
             dropout=self.dropout,
             plan=self._plan(target, depth == len(backbone.stages), seed, partial),

@@ -51,7 +51,7 @@ def load_backbone(
     weights: Any = "DEFAULT",
     image_size: Size | None = None,
     seed: int | None = None,
-    recall: Callable[[bytes], tuple[str, ...] | None] | None = None,
+    recall: Callable[[bytes], tuple[tuple[str, ...], tuple[int, ...]] | None] | None = None,
     resize_mode: str = "crop",
     preprocessing: Any = None,
 ) -> Backbone:
@@ -68,7 +68,7 @@ def load_backbone(
     seed : int or None, default=None
         Seed of random weights.
     recall : callable or None, default=None
-        Gives the names of the stages of a backbone with this `identity`, if they are known from
+        Gives the `stages` and `sides` of a backbone with this `identity`, if they are known from
         before; the network is then loaded only when it is needed.
     resize_mode : {"auto", "crop", "squash", "pad"}, default="crop"
         See :class:`sktl.images.preprocessing.Recipe`. "auto" is that of `preprocessing`, or else
@@ -108,8 +108,9 @@ def load_backbone(
     with _lock:
         found = _loaded.get(key) or _load_later(backbone, source, identity)
         if not found.is_loaded:
-            found.known_stages = None if recall is None else recall(identity)
-            found.known_stages = found.stages
+            known = None if recall is None else recall(identity)
+            found.known_stages, found.known_sides = (None, None) if known is None else known
+            found.known_stages, found.known_sides = found.stages, found.sides
         _keep(key, found)
     return found
 
