@@ -2,7 +2,6 @@
 
 import io
 import sys
-import warnings
 from pathlib import Path
 
 import joblib
@@ -18,14 +17,9 @@ from sktl.images.errors import UnreadableImagesError
 from sktl.images.format import learn_format
 from sktl.images.reading import open_images
 
+pytestmark = pytest.mark.usefixtures("no_warnings")
+
 BANDS = (3, 2, 1)
-
-
-@pytest.fixture(autouse=True)
-def no_warnings():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
 
 
 @pytest.fixture(scope="module")

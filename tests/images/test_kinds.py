@@ -1,7 +1,6 @@
 """What people have, and isn't a list of pictures: one clear error, or read as meant."""
 
 import io
-import warnings
 
 import numpy as np
 import pandas as pd
@@ -16,14 +15,7 @@ from sktl.images.format import learn_format
 from sktl.images.kinds import kind_of
 from sktl.images.reading import open_images
 
-pytestmark = pytest.mark.core
-
-
-@pytest.fixture(autouse=True)
-def no_warnings():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
+pytestmark = [pytest.mark.core, pytest.mark.usefixtures("no_warnings")]
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 import errno
 import os
 import pickle
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from sktl.images.format import ImageFormat, learn_format
 from sktl.images.kinds import kind_of
 from sktl.images.reading import open_images
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.usefixtures("no_warnings")]
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +47,6 @@ def read(X, **params):
 def digests(X, fmt=None, **params):
     images = open_images(X, fmt or learn_format(X, **params))
     return [images.digest(i) for i in range(len(images))]
-
-
-@pytest.fixture(autouse=True)
-def no_warnings():
-    """A warning that no test expects is a failure, torch's of read-only memory included."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
 
 
 # kind_of -----------------------------------------------------------------------------
