@@ -195,7 +195,9 @@ def test_files_are_read_while_the_network_runs(prefix, photographs, tmp_path, mo
 
 def test_a_search_computes_each_image_once(digits):
     X, y = digits
-    clf = PretrainedImageClassifier(image_size=33, precision="float32", random_state=0)
+    clf = PretrainedImageClassifier(
+        image_size=33, pooling="network", precision="float32", random_state=0
+    )
     shared = frozen_stage_of(clf._load_backbone(), None, "auto", "float32", CPU)
     search = GridSearchCV(clf, {"weight_decay": [1e-2, 1e-3, 1e-4]}, cv=4)
     search.fit(X, y)
@@ -210,7 +212,7 @@ def test_classifier_and_transformer_share_features(digits):
     features.fit(X)
     shared = features._prefix
     before = shared.n_images
-    PretrainedImageClassifier(image_size=34).fit(X, y)
+    PretrainedImageClassifier(image_size=34, pooling="network").fit(X, y)
     features.transform(X)
     assert shared.n_images == before == len(X)
 
