@@ -21,7 +21,7 @@ def slow(command):
         slow("frozen_fit.py --images 16 --repeats 1"),
         slow("search.py --images 50 --repeats 1 --skorch-images 8"),
         slow("freeze_search.py --images 30 --epochs 1 --skorch-images 8"),
-        "predict.py --images 16 --repeats 1",
+        slow("predict.py --images 16 --repeats 1"),
         slow("directory_cache.py --images 16 --repeats 1"),
         slow("memory.py --few 16 --many 32"),
         slow("import_time.py --repeats 1"),

@@ -4,6 +4,7 @@ import os
 import sqlite3
 from collections import Counter
 from contextlib import closing, contextmanager
+from functools import partial
 
 import joblib
 import numpy as np
@@ -36,9 +37,8 @@ def on_dask():
     with (
         LocalCluster(**workers, host="127.0.0.1", dashboard_address=None) as cluster,
         Client(cluster),
-        joblib.parallel_config("dask"),
     ):
-        yield
+        yield partial(joblib.parallel_config, "dask")
 
 
 @contextmanager
@@ -54,18 +54,20 @@ def on_ray():
     )
     try:
         register_ray()
-        with joblib.parallel_config("ray", n_jobs=2):
-            yield
+        yield partial(joblib.parallel_config, "ray", n_jobs=2)
     finally:
         ray.shutdown()
 
 
 @pytest.fixture(
+    scope="module",
     params=[on_dask, pytest.param(on_ray, marks=pytest.mark.slow)],
     ids=lambda engine: engine.__name__[3:],
 )
-def engine(request):
-    return request.param
+def on_workers(request):
+    """Function that hands joblib's work to workers, which are started once for all tests."""
+    with request.param() as configure:
+        yield configure
 
 
 @pytest.fixture
@@ -101,10 +103,10 @@ def alone(digits):
 
 
 def test_workers_share_the_prefix_pass_and_find_what_one_process_finds(
-    engine, alone, digits, directory, save_photographs, tmp_path
+    on_workers, alone, digits, directory, save_photographs, tmp_path
 ):
     X, y = digits
-    with engine():
+    with on_workers():
         search = GridSearchCV(make(directory), GRID, cv=2, refit=False).fit(X, y)
         counts = written(directory)
         # The recipe of docs/clusters.md: each worker computes blocks of a folder.
@@ -126,7 +128,7 @@ def test_workers_share_the_prefix_pass_and_find_what_one_process_finds(
     assert written(directory).total() == counts.total() + len(paths)  # all was there
 
 
-def test_workers_that_learn_numbers_find_what_one_process_finds(engine, digits, directory):
+def test_workers_that_learn_numbers_find_what_one_process_finds(on_workers, digits, directory):
     X, y = digits
     settings = {"image_size": SIZE, "precision": "float32", "max_epochs": 1, "random_state": 0}
 
@@ -135,7 +137,7 @@ def test_workers_that_learn_numbers_find_what_one_process_finds(engine, digits, 
         return GridSearchCV(reg, GRID, cv=2, refit=False).fit(X[:60], y[:60])
 
     alone = search("memory")
-    with engine():
+    with on_workers():
         together = search(directory)
     np.testing.assert_array_equal(
         together.cv_results_["mean_test_score"], alone.cv_results_["mean_test_score"]

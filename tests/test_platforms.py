@@ -75,7 +75,11 @@ torch.set_num_threads(1)
 WINDOWS = """
 import errno
 import signal
+import types
 
+import threadpoolctl
+
+threadpoolctl.sys = types.SimpleNamespace(**vars(sys))  # it asks when it is called
 for module in ("fcntl", "resource", "pwd", "grp"):
     sys.modules[module] = None
 posix_only = ("fork", "sysconf", "register_at_fork", "geteuid", "getuid", "mkfifo", "fchmod",

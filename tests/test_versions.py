@@ -1,5 +1,6 @@
 """What is installed for the core of tests, and what a user does first, on every version."""
 
+import sys
 import tomllib
 from pathlib import Path
 
@@ -81,6 +82,55 @@ def test_fit_predict_and_files(rows, tmp_path, size, freeze):
         joblib.load(tmp_path / "classifier.joblib"),
     ):
         np.testing.assert_array_equal(loaded.predict_proba(X[60:]), proba)
+
+
+def test_numbers_and_features_and_their_files(rows, tmp_path):
+    X, y = rows[0], rows[0][:, 20:30].mean(axis=1)
+    settings = {"image_size": 32, "precision": "float32"}
+    reg = sktl.PretrainedImageRegressor(**settings).fit(X[:60], y[:60])
+    assert reg.score(X[:60], y[:60]) > 0.5
+    features = sktl.PretrainedImageFeatures(stage=("stem", None), **settings).fit(X)
+    for estimator, use in ((reg, "predict"), (features, "transform")):
+        expected = getattr(estimator, use)(X)
+        estimator.save(tmp_path / "model.sktl")
+        joblib.dump(estimator, tmp_path / "model.joblib")
+        for loaded in (sktl.load(tmp_path / "model.sktl"), joblib.load(tmp_path / "model.joblib")):
+            np.testing.assert_array_equal(getattr(loaded, use)(X), expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux about the processor")
+@pytest.mark.parametrize("processor", ["SSE41", pytest.param("AVX2", marks=pytest.mark.slow)])
+def test_lesser_processors_compute_the_same(rows, run_python, tmp_path, processor):
+    """oneDNN, which both precisions' kernels are from, does without what it is told to."""
+    X, y = rows[0], np.unique(rows[1], return_inverse=True)[1]
+    np.savez(tmp_path / "rows.npz", X=X, y=y)
+    printed = run_python(
+        f"""if True:
+            import warnings
+            import numpy as np
+            import torch
+            from sktl import PretrainedImageClassifier
+
+            torch.set_num_threads(1)
+            warnings.simplefilter("ignore")  # bfloat16 is slow without units for it
+            rows = np.load({str(tmp_path / "rows.npz")!r})
+            X, y = rows["X"][:40], rows["y"][:40]
+            for precision, freeze in (("float32", "all"), ("float32", -1), ("bfloat16", "all")):
+                settings = {{"image_size": 32, "max_epochs": 1, "random_state": 0}}
+                clf = PretrainedImageClassifier(precision=precision, freeze=freeze, **settings)
+                print(*clf.fit(X, y).predict_proba(X[:3]).ravel())
+        """,
+        ONEDNN_MAX_CPU_ISA=processor,
+    )
+    found = np.array([line.split() for line in printed.splitlines()], dtype=float)
+    for row, precision, freeze in zip(
+        found, ("float32", "float32", "bfloat16"), ("all", -1, "all"), strict=True
+    ):
+        clf = PretrainedImageClassifier(
+            image_size=32, max_epochs=1, random_state=0, precision="float32", freeze=freeze
+        ).fit(X[:40], y[:40])
+        bound = 1e-3 if precision == "float32" else 0.1
+        assert row == pytest.approx(clf.predict_proba(X[:3]).ravel(), abs=bound)
 
 
 def test_a_search_over_depth_and_rate(rows):

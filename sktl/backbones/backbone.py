@@ -19,7 +19,8 @@ from .split import OpaqueNetwork, Pool, Pooling, Splitter
 Stages: TypeAlias = int | None | tuple[int | None, ...]
 
 
-_lock = threading.RLock()
+# One for all that is loaded: loading a network may look for others, and the other way round.
+LOADING = threading.RLock()
 
 
 @dataclass(eq=False)
@@ -55,7 +56,7 @@ class Backbone:
     def splitter(self) -> Splitter:
         """The network, loaded when it is first asked for."""
         if self._splitter is None:
-            with _lock:
+            with LOADING:
                 if self._splitter is None:
                     self._splitter = self.load()
         return self._splitter

@@ -6,7 +6,6 @@ and what was made of it, those that were loaded last are kept, by name and conte
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -23,11 +22,11 @@ from ..images.sizes import Size, in_pixels
 from ..messages import shown
 from ..randomness import seeded
 from ..version import __version__
-from .backbone import Backbone
+from .backbone import LOADING, Backbone
 from .from_transformers import as_network, own_module
 from .hubs import build_from_hub, is_of_hub
 from .registry import Architecture, check_name
-from .split import Splitter, make_splitter
+from .split import Splitter, Structure, TracedNetwork, make_splitter
 from .weights import (
     IMAGENET_RECIPE,
     Adjustment,
@@ -39,8 +38,11 @@ from .weights import (
 # Searches fit the same backbone many times; one network in memory serves all fits.
 _KEPT = 2
 _loaded: OrderedDict[tuple[bytes, str], Backbone] = OrderedDict()
-_lock = threading.RLock()
 
+
+# What was found of architectures, which takes longer than to load the weights of a small one.
+_KEPT_STRUCTURES = 16
+_structures: OrderedDict[tuple[Any, ...], Structure] = OrderedDict()
 
 # What a name stands for may change with them; read once, as every fit asks.
 _VERSIONS = (__version__, version("torchvision"))
@@ -105,7 +107,7 @@ def load_backbone(
         return _load_once(backbone, source, adjust, seed)
     identity = _identity(backbone, source)
     key = (identity, source.address)
-    with _lock:
+    with LOADING:
         found = _loaded.get(key) or _load_later(backbone, source, identity)
         if not found.is_loaded:
             known = None if recall is None else recall(identity)
@@ -126,7 +128,7 @@ def _load_later(backbone: str, source: WeightsSource, identity: bytes) -> Backbo
     def load() -> Splitter:
         if _identity(backbone, source) != identity:
             raise OSError(f"{source.name} has changed since it was first used. Fit again.")
-        splitter = _prepare(architecture.build(initialise=False), source.recipe.crop)
+        splitter = _prepare(architecture.build(initialise=False), architecture)
         _load_weights(splitter, source)
         return splitter
 
@@ -140,7 +142,7 @@ def _load_once(
     if not source.built_in:
         return _load_now(backbone, source, adjust, seed)
     key = (repr((backbone, source.recipe)).encode(), source.name)
-    with _lock:
+    with LOADING:
         if key not in _loaded:
             _keep(key, _load_now(backbone, source, adjust, seed))
         return _loaded[key]
@@ -168,7 +170,7 @@ def _load_now(
     if not isinstance(backbone, str):
         recipe = adjust(_recipe_that_comes_with(network, adjust))
         architecture = replace(architecture, image_size=recipe.crop)
-    splitter = _prepare(network, recipe.crop)
+    splitter = _prepare(network, architecture)
     if source.read is not None:
         _load_weights(splitter, source)
     return _loaded_backbone(architecture, recipe, splitter)
@@ -206,9 +208,20 @@ def _loaded_backbone(
     return Backbone(architecture, recipe, lambda: splitter, identity, _splitter=splitter)
 
 
-def _prepare(network: nn.Module, image_size: Size) -> Splitter:
+def _prepare(network: nn.Module, architecture: Architecture) -> Splitter:
+    """Find where a network can be cut; of those that have a name, once for all of their weights."""
     network.requires_grad_(False).eval()
-    return make_splitter(as_network(network, image_size), image_size)
+    key, size = architecture.name_and_size, architecture.image_size
+    structure = None if key is None else _structures.get(key)
+    if structure is not None:
+        return TracedNetwork(network, structure)
+    splitter = make_splitter(as_network(network, size), size)
+    if key is not None and isinstance(splitter, TracedNetwork) and splitter.network is network:
+        with LOADING:
+            _structures[key] = splitter.structure
+            while len(_structures) > _KEPT_STRUCTURES:
+                _structures.popitem(last=False)
+    return splitter
 
 
 def _load_weights(splitter: Splitter, source: WeightsSource) -> None:
@@ -226,5 +239,5 @@ def rebuild_backbone(
 ) -> Backbone:
     """Build a network of a stored model; its weights are put in afterwards."""
     network = architecture.build(initialise=False)
-    splitter = _prepare(network, architecture.image_size)
+    splitter = _prepare(network, architecture)
     return _loaded_backbone(architecture, recipe, splitter, identity)

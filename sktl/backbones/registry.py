@@ -109,6 +109,13 @@ class Architecture:
             return {"input_size": height_width(self.image_size)}
         return {}
 
+    @property
+    def name_and_size(self) -> tuple[str, Size, bool] | None:
+        """What its layers depend on; None where only what is built can tell."""
+        if not isinstance(self.source, str) or is_of_hub(self.source):
+            return None
+        return self.source, self.image_size, self.transform_input
+
     def build(self, *, initialise: bool) -> nn.Module:
         """Build the network on the CPU.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Protocol, TypeAlias
 
@@ -147,15 +148,42 @@ class CutNetwork(nn.Module):
         return result
 
 
+@dataclass(frozen=True)
+class Structure:
+    """What a trace has found; it is the same for each network of one architecture."""
+
+    graph: NetworkGraph
+    anatomy: Anatomy
+    classifiers: tuple[str, ...]
+
+    @cached_property
+    def runs_the_same_in_both_modes(self) -> bool:
+        """Whether training differs from evaluation in what layers do, not in which are called."""
+        train, evaluation = (
+            graph.python_code("self").src for graph in (self.graph.train, self.graph.eval)
+        )
+        return train == evaluation
+
+
+def find_structure(network: nn.Module, image_size: Size) -> Structure:
+    """Trace a network; see :func:`sktl.backbones.graph.trace`."""
+    traced = trace(network, image_size)
+    graph, features, classifiers = expose_features(network, traced, image_size)
+    structure = Structure(graph, find_anatomy(network, graph, features), tuple(classifiers))
+    for part in (graph.train, graph.eval):
+        part.owning_module = None  # it would keep this network's weights
+    return structure
+
+
 class TracedNetwork:
     """A network cut along its torch.fx graph."""
 
-    def __init__(self, network: nn.Module, graph: NetworkGraph, image_size: Size) -> None:
+    def __init__(self, network: nn.Module, structure: Structure) -> None:
         self.network = network
-        self.graph, features, classifiers = expose_features(network, graph, image_size)
-        self.anatomy: Anatomy = find_anatomy(network, self.graph, features)
+        self.structure = structure
+        self.graph, self.anatomy = structure.graph, structure.anatomy
         self.stages = tuple(stage.name for stage in self.anatomy.stages)
-        self.classifiers = tuple(classifiers)
+        self.classifiers = structure.classifiers
 
     def prefix(self, depth: int, pooling: Pooling) -> nn.Module:
         """See :class:`Splitter`."""
@@ -246,17 +274,10 @@ class TracedNetwork:
         memo: dict[int, object] = {}  # both graphs have the same layers
         train = _subgraph(self.network, self.graph.train, start, end)
         body = with_own_layers(self.network, train, memo)
-        if self._runs_the_same_in_both_modes:
+        if self.structure.runs_the_same_in_both_modes:
             return CutNetwork(body, body)
         evaluation = _subgraph(self.network, self.graph.eval, start, end)
         return CutNetwork(body, with_own_layers(self.network, evaluation, memo))
-
-    @cached_property
-    def _runs_the_same_in_both_modes(self) -> bool:
-        train, evaluation = (
-            graph.python_code("self").src for graph in (self.graph.train, self.graph.eval)
-        )
-        return train == evaluation
 
     def _end_of(self, depth: int) -> str | None:
         """Boundary after some stages."""
@@ -475,6 +496,6 @@ def make_splitter(network: nn.Module, image_size: Size) -> Splitter:
     TracedNetwork or OpaqueNetwork
     """
     try:
-        return TracedNetwork(network, trace(network, image_size), image_size)
+        return TracedNetwork(network, find_structure(network, image_size))
     except NotTraceableError as error:
         return OpaqueNetwork(network, image_size, str(error).splitlines()[0][:_REASON])

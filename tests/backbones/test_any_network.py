@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 from sktl import PretrainedImageClassifier, PretrainedImageFeatures
@@ -282,6 +282,17 @@ class HandsSizesOn(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+def traces_a_dtype_handed_on():
+    try:
+        fx.symbolic_trace(lambda x: torch.arange(4, dtype=x.dtype))
+    except TypeError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(
+    not traces_a_dtype_handed_on(), reason="of this torch, arange takes no dtype while tracing"
+)
 def test_the_size_of_images_flowing_along_is_no_obstacle(images):
     network = HandsSizesOn().eval()
     splitter = make_splitter(network, 16)

@@ -1,7 +1,11 @@
 """Every network by name: its stages, where it can be cut, and the round trip."""
 
+import copy
+import gc
 import threading
 import time
+import weakref
+from collections import OrderedDict
 
 import joblib
 import numpy as np
@@ -78,15 +82,18 @@ LARGE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+families = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in FAMILIES],
+)
+
+
+@families
 def test_suffix_of_prefix_is_the_network(name, photographs):
     check_rejoins(name, photographs[0])
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in FAMILIES],
-)
+@families
 def test_fit_predict_and_round_trip(name, photographs, tmp_path):
     check_round_trip(name, photographs[0][::3], photographs[1][::3], tmp_path)
 
@@ -103,6 +110,30 @@ def test_every_other_model(name, photographs, tmp_path):
 def test_stages_are_the_networks_own_blocks(name):
     network, size = untrained(name)
     assert list(make_splitter(network, size).stages) == STAGES[name]
+
+
+def test_a_name_is_traced_once_and_each_network_has_weights_of_its_own(monkeypatch):
+    monkeypatch.setattr("sktl.backbones.loading._structures", OrderedDict())
+    settings = {"weights": None, "image_size": 32}
+    first, images = load_backbone("resnet18", seed=0, **settings), torch.rand(2, 3, 32, 32)
+    stages, whole = first.stages, first.splitter.prefix(5, "auto")(images)
+    network = weakref.ref(first.splitter.network)
+    with monkeypatch.context() as patch:
+        patch.setattr("sktl.backbones.split.trace", None)
+        second = load_backbone("resnet18", seed=1, **settings)
+        assert second.stages == stages
+        with pytest.raises(TypeError):
+            load_backbone("resnet18", weights=None, image_size=64)
+    own = copy.deepcopy(second.splitter.network)
+    own.fc = nn.Identity()
+    found = second.splitter.prefix(5, "auto")(images)
+    assert torch.equal(found, own(images))
+    assert not torch.equal(found, whole)
+    halves = second.splitter.stage_features(2), second.splitter.suffix(3, "auto").eval()
+    assert torch.allclose(halves[1](halves[0](images)), found, atol=1e-6)
+    del first
+    gc.collect()
+    assert network() is None
 
 
 @pytest.mark.parametrize("name", ["resnet18", "inception_v3", "maxvit_t"])

@@ -59,12 +59,12 @@ def check(name, module, **settings):
 
 
 torch.manual_seed(0)
-network = timm.create_model("resnet18.a1_in1k", pretrained=False)
+network = timm.create_model("resnet10t.c3_in1k", pretrained=False)
 in_cache(
-    "timm/resnet18.a1_in1k",
+    "timm/resnet10t.c3_in1k",
     lambda folder: save_file(network.state_dict(), folder / "model.safetensors"),
 )
-named = check("timm/resnet18.a1_in1k", network, image_size=32)
+named = check("timm/resnet10t.c3_in1k", network, image_size=32)
 own = timm.data.resolve_model_data_config(network)
 assert named.__sktl_backbone__().recipe.mean == own["mean"]
 

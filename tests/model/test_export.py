@@ -260,6 +260,7 @@ def test_the_module_can_be_copied_and_pickled(fitted, X, copied):
     assert torch.equal(copied(module)(images), module(images))
 
 
+@pytest.mark.slow
 def test_compiled(X, y, pictures):
     module = classifier().fit(X, y).to_torch()
     compiled = torch.compile(module, backend="aot_eager", dynamic=True, fullgraph=True)
@@ -392,14 +393,8 @@ def test_the_last_step_of_a_pipeline_takes_digits_as_pictures(digits, tmp_path):
     np.testing.assert_allclose(found, clf.predict_proba(digits[0][:8]), atol=BOUND)
 
 
-# Exporting one takes seconds, of a network with attention many; all run where time is no matter.
-OFTEN = {"resnet18", "mobilenet_v3_small"}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_of_networks(name, X, y, tmp_path):
     clf = classifier(
         backbone=name, weights=None, image_size=image_size_of(name), head=Loud, max_epochs=1
