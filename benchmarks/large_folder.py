@@ -95,10 +95,12 @@ def halves(files: str, n: int) -> tuple[float, float]:
     batches = [range(i, min(i + PER_RUN, n)) for i in range(0, n, PER_RUN)]
 
     def read() -> None:
-        for _ in ahead(lambda b: backbone.recipe.read(images, b), batches, torch.get_num_threads()):
+        for _ in ahead(
+            lambda b: backbone.recipe.batch(images, b), batches, torch.get_num_threads()
+        ):
             pass
 
-    prepared = backbone.recipe.read(images, range(min(n, PER_RUN)))
+    prepared = backbone.recipe.batch(images, range(min(n, PER_RUN)))
 
     def run() -> None:
         for _ in module.map(lambda b: prepared[: len(b)], range(n)):

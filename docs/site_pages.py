@@ -61,31 +61,33 @@ MODULES = {
         "version compat messages tensors atomic randomness threads hardware parallel constraints"
     ),
     "Images: From what X is to uint8 pixels, and on to what a network was trained on.": (
-        "images.errors images.bands images.depth images.orientation images.jpeg images.decoding "
-        "images.kinds images.format images.reading images.preprocessing images.descriptions "
-        "images.augmentation images"
+        "images.errors images.bands images.depth images.orientation images.jpeg "
+        "images.decoding images.kinds images.format images.reading images.sizes "
+        "images.preprocessing images.descriptions images.augmentation images"
     ),
     "Backbones: Networks, their weights, and where they can be cut.": (
         "backbones.efficientnet_lite backbones.given backbones.hubs backbones.registry "
-        "backbones.weights "
-        "backbones.shaped_trace backbones.graph backbones.from_transformers "
-        "backbones.classifier backbones.stages backbones.split backbones"
+        "backbones.weights backbones.shaped_trace backbones.nodes backbones.values "
+        "backbones.tracing backbones.graph backbones.from_transformers backbones.classifier "
+        "backbones.stages backbones.split backbones.backbone backbones.loading backbones"
     ),
     "Cache: Features by image content.": (
         "cache.leases cache.protocol cache.memory cache.directory cache.opening cache"
     ),
     "Frozen prefix: Each image once.": (
-        "frozen.onednn frozen.fusion frozen.translation frozen.engine frozen.module "
-        "frozen.fingerprint frozen.stage_names frozen.gathering frozen.passes frozen.prefix frozen"
+        "frozen.onednn frozen.fusion frozen.onnx_writer frozen.onnx_layers frozen.translation "
+        "frozen.engine frozen.module frozen.fingerprint frozen.stage_names frozen.source "
+        "frozen.gathering frozen.passes frozen.prefix frozen"
     ),
     "Suffix and head: From features to logits.": (
-        "training.heads training.rows training.newton training.selection training.ridge "
-        "training.binary training.targets training.solutions training.optimization "
-        "training.batches training.depthwise training.averaging training.suffix training.steps "
-        "training.net training.progress training.epochs training"
+        "training.heads training.rows training.lbfgs training.preconditioning training.newton "
+        "training.selection training.ridge training.binary training.targets "
+        "training.solutions training.optimization training.parameters training.batches "
+        "training.depthwise training.averaging training.suffix training.steps training.net "
+        "training.progress training.epochs training"
     ),
     "Model: Backbone, suffix and head together, and what can be done with them.": (
-        "model.joined model.alignment model.fit model.adapt model.explain "
+        "model.joined model.source_domain model.alignment model.fit model.adapt model.explain "
         "model.exported_resize model.export model"
     ),
     "Files: What a fitted estimator is on the disk.": (
@@ -94,7 +96,8 @@ MODULES = {
         "files.features_file files.document files.saving files.loading files"
     ),
     "Estimators: Scikit-learn's face.": (
-        "datasets summary base features labels predictor classifier regressor"
+        "datasets.folders datasets.tables datasets summary base features labels predictor "
+        "classifier regressor"
     ),
     "Plots: Scikit-learn's displays, of what fitted estimators know.": (
         "plotting.drawing plotting.pictures plotting.training_curve plotting.freeze_search "

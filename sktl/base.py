@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from inspect import Parameter, signature
@@ -44,11 +44,12 @@ from .hardware import (
     warn_if_emulated,
 )
 from .images.descriptions import read_recipe
-from .images.errors import UnreadableImagesError, UnreadableImageWarning, name_files
+from .images.errors import Unreadable, UnreadableImagesError, UnreadableImageWarning, name_files
 from .images.format import ImageFormat, learn_format
 from .images.kinds import kind_of, looks_like_one_picture, one_picture_message
-from .images.preprocessing import RESIZE_MODES, checked_size
+from .images.preprocessing import RESIZE_MODES
 from .images.reading import Images, open_images
+from .images.sizes import checked_size
 from .messages import shown_several
 from .summary import Summary
 from .version import __version__
@@ -101,24 +102,26 @@ class ImageEstimator(BaseEstimator):
         return open_images(X, self._format)
 
     def _answer(
-        self, images: Images, compute: Callable[[], npt.NDArray[_Rows]], none: str
+        self,
+        images: Images,
+        compute: Callable[[], tuple[npt.NDArray[_Rows], Unreadable]],
+        none: str,
     ) -> npt.NDArray[_Rows]:
         """Compute rows for images; those that can't be read get NaN, or are an error."""
         warn_if_emulated(self.precision_, self.device_)
-        with images.noting() as bad:
-            answers = compute()
-        answers[self._report(images, bad, none)] = np.nan
+        answers, unreadable = compute()
+        answers[self._report(images, unreadable, none)] = np.nan
         return answers
 
-    def _report(self, images: Images, bad: Mapping[int, str], consequence: str) -> list[int]:
+    def _report(self, images: Images, unreadable: Unreadable, consequence: str) -> list[int]:
         """Warn of images that can't be read, or raise an error; give their rows."""
-        if not bad:
+        if not unreadable:
             return []
-        error = images.unreadable(bad)
         if self.on_error == "raise":
-            raise error
-        _warn_of(error.files, len(bad), len(images), consequence)
-        return sorted(bad)
+            images.refuse(unreadable)
+        files = images.error_of(unreadable).files
+        _warn_of(files, len(unreadable), len(images), consequence)
+        return sorted(unreadable)
 
     def _skip_unreadable(
         self, compute: Callable[..., _Result], X: Any, *aligned: Any, keep_classes: bool = False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from numbers import Real
 from typing import Any, Self
 
 import numpy as np
@@ -17,7 +16,7 @@ from sklearn.utils import Bunch, Tags
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from .base import rows_at
-from .constraints import Interval, StrOptions
+from .constraints import StrOptions
 from .files.classifier_file import CLASSIFIER
 from .files.document import savable
 from .files.pickling import Packer
@@ -33,12 +32,12 @@ from .labels import (
 )
 from .messages import shown, shown_several
 from .model.adapt import METHODS, Adaptation, Job, adapt_model
-from .model.alignment import LabelledFeatures, Settings
 from .model.explain import METHODS as EXPLANATIONS
 from .model.explain import explain_images
 from .model.export import TorchClassifier, to_onnx, to_torch
 from .model.fit import Fit
 from .model.joined import Model
+from .model.source_domain import LabelledFeatures, Settings
 from .predictor import Given, ImagePredictor
 from .summary import listed
 from .training.progress import with_callbacks
@@ -284,7 +283,6 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
 
     _parameter_constraints: dict[str, list[Any]] = ImagePredictor._parameter_constraints | {
         "criterion": [StrOptions(set(Classes.criteria)), callable],
-        "label_smoothing": [Interval(Real, 0, 1, closed="left")],
         "class_weight": [dict, StrOptions({"balanced"}), None],
     }
 
@@ -815,8 +813,8 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
             lacking = shown_several(self.classes_[missing].tolist())
             raise ValueError(f"y_source lacks the classes {lacking}.")
         weights = check_weights(None, self.class_weight, self.classes_, labels)
-        with images.naming_all():
-            features = self._model.pooled(images, self._cache(), self._n_jobs())
+        features, unreadable = self._model.pooled(images, self._cache(), self._n_jobs())
+        images.refuse(unreadable)
         rows = LabelledFeatures(
             torch.as_tensor(features),
             torch.as_tensor(labels),

@@ -141,14 +141,23 @@ def check_parameters(
     for name, value in parameters.items():
         if name not in constraints:
             continue
-        allowed = [_constraint(one) for one in constraints[name]]
-        if any(one.allows(value) for one in allowed):
+        if meets(value, constraints[name]):
             continue
-        *most, last = map(str, allowed)
-        wanted = f"{', '.join(most)} or {last}" if most else last
+        wanted = described(constraints[name])
         raise InvalidParameterError(
             f"The {name!r} parameter of {owner} must be {wanted}. Got {shown(value)} instead."
         )
+
+
+def meets(value: Any, constraints: list[Any]) -> bool:
+    """Whether a value is something that it may be; see :func:`check_parameters`."""
+    return any(_constraint(one).allows(value) for one in constraints)
+
+
+def described(constraints: list[Any]) -> str:
+    """What a value may be, in words."""
+    *most, last = (str(_constraint(one)) for one in constraints)
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def _constraint(given: Any) -> _Constraint:

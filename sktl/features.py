@@ -26,6 +26,7 @@ from .files.pickling import Packer
 from .files.state import restore_backbone, restore_frozen, store_backbone
 from .frozen.prefix import FrozenPrefix, frozen_stage_of
 from .hardware import restore_device, restore_precision
+from .images.errors import Unreadable
 from .images.reading import Images
 from .summary import Summary, name_of
 from .training.progress import progress_bar
@@ -163,10 +164,11 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
         with self._all_or_nothing():
             images = self._learn(X)
             # One image shows the width; without a cache, the others would be computed in vain.
-            with images.noting() as bad:
-                for _, rows in self._blocks(images, 1 if self.cache is None else len(images)):
-                    self._n_features_out = rows.shape[1]
-            self._report(images, bad, "Their features will be NaN.")
+            unreadable: Unreadable = {}
+            for _, rows, bad in self._blocks(images, 1 if self.cache is None else len(images)):
+                self._n_features_out = rows.shape[1]
+                unreadable.update(bad)
+            self._report(images, unreadable, "Their features will be NaN.")
         return self
 
     def fit_transform(self, X: Any, y: Any = None) -> Floats:
@@ -220,21 +222,26 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
     def _answer_with_features(self, images: Images) -> Floats:
         return self._answer(images, partial(self._features, images), "Their features are NaN.")
 
-    def _blocks(self, images: Images, n: int) -> Iterator[tuple[range, Tensor]]:
+    def _blocks(self, images: Images, n: int) -> Iterator[tuple[range, Tensor, Unreadable]]:
         cache, n_jobs = self._cache(), self._n_jobs()
         with progress_bar("features", n, "image", self.verbose) as tell:
             for start in range(0, n, _BLOCK):
                 block = range(start, min(start + _BLOCK, n))
-                yield block, self._prefix.compute(images, cache, n_jobs, block, tell=tell)
+                yield (
+                    block,
+                    *self._prefix.compute_readable(images, cache, n_jobs, block, tell=tell),
+                )
 
-    def _features(self, images: Images) -> Floats:
-        for block, rows in self._blocks(images, len(images)):
+    def _features(self, images: Images) -> tuple[Floats, Unreadable]:
+        unreadable: Unreadable = {}
+        for block, rows, bad in self._blocks(images, len(images)):
+            unreadable.update(bad)
             if block.start == 0:
                 like = rows[:1].to(getattr(torch, self._dtype))
                 features: Floats = empty_rows(len(images), like).numpy()
             _write(rows, features[block.start : block.stop])
             del rows  # before the next block is computed
-        return features
+        return features, unreadable
 
     def get_feature_names_out(self, input_features: Any = None) -> npt.NDArray[np.object_]:
         """Name the features that :meth:`transform` gives.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from numbers import Integral, Real
 from typing import Any
@@ -25,6 +25,7 @@ from .constraints import Interval, Options, StrOptions
 from .files.pickling import Packer
 from .files.state import plain_rows, read_rows, restore_model, store_model
 from .images.augmentation import AUGMENTATIONS
+from .images.errors import Unreadable
 from .images.kinds import kind_of, looks_like_one_picture, one_picture_message
 from .labels import has_several_labels
 from .messages import shown
@@ -34,15 +35,13 @@ from .summary import Summary, name_of
 from .training.epochs import history_rows, n_iterations, seed_of
 from .training.heads import HEADS
 from .training.optimization import (
-    OPTIMIZERS,
-    SCHEDULES,
-    UNFREEZING,
     OptimizerChoice,
     TrainingPlan,
     choose_optimizer,
     default_lr,
     default_max_epochs,
 )
+from .training.parameters import BOUNDS, SHARE
 from .training.progress import (
     CallbackSupportMixin,
     EpochObserver,
@@ -51,9 +50,6 @@ from .training.progress import (
     progress_bar,
 )
 from .training.targets import Encoded, Target
-
-_POSITIVE = Interval(Real, 0, None, closed="neither")
-_SHARE = Interval(Real, 0, 1, closed="left")
 
 
 class _FreezeDepths(Options):
@@ -96,31 +92,17 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
     _model: Model
     validation_indices_: npt.NDArray[np.int64]
 
-    _parameter_constraints: dict[str, list[Any]] = ImageEstimator._parameter_constraints | {
+    _parameter_constraints: dict[str, list[Any]] = {
+        **ImageEstimator._parameter_constraints,
+        **BOUNDS,
         "freeze": [_FreezeDepths()],
         "pooling": [StrOptions({"auto", "stages", "network", "avg", "flatten"})],
         "head": [StrOptions(set(HEADS)), tuple, callable],
-        "dropout": [_SHARE],
+        "dropout": [SHARE],
         "augment": [StrOptions(set(AUGMENTATIONS)), callable, None],
         "n_views": [Interval(Integral, 1, None, closed="left"), None],
-        "mixup": [Interval(Real, 0, None, closed="left")],
-        "cutmix": [Interval(Real, 0, None, closed="left")],
-        "optimizer": [StrOptions({"auto", *OPTIMIZERS}), type],
-        "lr": [_POSITIVE, None],
-        "backbone_lr": [_POSITIVE, None],
-        "layer_decay": [Interval(Real, 0, 1, closed="right")],
-        "weight_decay": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
-        "schedule": [StrOptions(set(SCHEDULES)), callable],
-        "warmup": [_SHARE, None],
-        "unfreeze": [StrOptions(set(UNFREEZING))],
-        "max_epochs": [Interval(Integral, 1, None, closed="left"), None],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
-        "accumulation_steps": [Interval(Integral, 1, None, closed="left")],
-        "max_grad_norm": [_POSITIVE, None],
-        "ema_decay": [Interval(Real, 0, 1, closed="neither"), None],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
-        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
         "warm_start": ["boolean"],
         "callbacks": [list, None],
         "random_state": ["random_state"],
@@ -280,28 +262,21 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         solved = self.optimizer == "auto" and optimizer == "lbfgs"
         lr, max_epochs = (None, None) if solved else (self.lr, self.max_epochs)
         lr = default_lr(optimizer, frozen=frozen) if lr is None else lr
-        return TrainingPlan(
-            optimizer=optimizer,
-            lr=lr,
-            backbone_lr=lr if self.backbone_lr is None else self.backbone_lr,
-            layer_decay=self.layer_decay,
-            weight_decay=self.weight_decay,
-            schedule="constant" if partial else self.schedule,
-            warmup=0.0 if partial else self.warmup,
-            max_epochs=1 if partial else max_epochs or default_max_epochs(optimizer),
-            batch_size=self.batch_size,
-            accumulation_steps=self.accumulation_steps,
-            max_grad_norm=self.max_grad_norm,
-            ema_decay=self.ema_decay,
-            label_smoothing=getattr(self, "label_smoothing", 0.0),
-            mixup=self.mixup,
-            cutmix=self.cutmix,
-            criterion=self.criterion,
-            unfreeze="at_once" if partial else self.unfreeze,
-            n_iter_no_change=self.n_iter_no_change if self.early_stopping else None,
-            seed=seed,
-            verbose=lines_wanted(int(self.verbose)),
-        )
+        given = self.get_params(deep=False)
+        asked = {f.name: given[f.name] for f in fields(TrainingPlan) if f.name in given}
+        decided = {
+            "optimizer": optimizer,
+            "lr": lr,
+            "backbone_lr": lr if self.backbone_lr is None else self.backbone_lr,
+            "max_epochs": max_epochs or default_max_epochs(optimizer),
+            "n_iter_no_change": self.n_iter_no_change if self.early_stopping else None,
+            "seed": seed,
+            "verbose": lines_wanted(int(self.verbose)),
+        }
+        if partial:
+            decided |= {"schedule": "constant", "warmup": 0.0, "max_epochs": 1}
+            decided["unfreeze"] = "at_once"
+        return TrainingPlan(**{"label_smoothing": 0.0} | asked | decided)
 
     def _choose_optimizer(self, target: Target, frozen: bool, partial: bool) -> OptimizerChoice:
         """What "auto" stands for; all rows at once will do where nothing asks for steps."""
@@ -353,9 +328,9 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         check_is_fitted(self)
         images = self._open(X, reset=False)
 
-        def compute() -> npt.NDArray[np.float64]:
-            outputs = self._model.outputs(images, self._cache(), self._n_jobs())
-            return np.asarray(outputs, dtype=np.float64)
+        def compute() -> tuple[npt.NDArray[np.float64], Unreadable]:
+            outputs, unreadable = self._model.outputs(images, self._cache(), self._n_jobs())
+            return np.asarray(outputs, dtype=np.float64), unreadable
 
         none = "Their predictions are NaN, or None from predict; score leaves them out."
         return self._answer(images, compute, none)

@@ -14,8 +14,9 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from ..images.preprocessing import Size
-from .graph import NetworkGraph, give_out, has_weights
+from ..images.sizes import Size
+from .graph import NetworkGraph, give_out
+from .nodes import has_weights
 
 # What may stand between a linear layer and the output.
 _AFTER_LINEAR = (nn.Flatten, nn.Dropout, nn.Identity, nn.Softmax, nn.LogSoftmax, nn.Sigmoid)

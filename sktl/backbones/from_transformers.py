@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..images.preprocessing import Size, height_width
-from .graph import refuse_images
+from ..images.sizes import Size, height_width
+from .values import refuse_images
 
 # The first of these that a model returns is taken.
 _OUTPUTS = ("logits", "image_embeds", "pooler_output", "last_hidden_state")

@@ -15,7 +15,8 @@ from torch import nn
 
 from ..compat import class_for
 from ..images.descriptions import read_recipe
-from ..images.preprocessing import Recipe, Size, height_width
+from ..images.preprocessing import Recipe
+from ..images.sizes import Size, height_width
 from ..messages import shown
 
 TIMM, HF = "timm/", "hf/"

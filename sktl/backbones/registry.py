@@ -14,7 +14,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torchvision.models import WeightsEnum
 
-from ..images.preprocessing import Size, height_width
+from ..images.sizes import Size, height_width
 from ..messages import shown
 from .efficientnet_lite import LITES
 from .given import plain_copy

@@ -11,20 +11,14 @@ from typing import Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor, fx, nn
 
-from ..images.preprocessing import Size, height_width
+from ..images.sizes import Size, height_width
 from .classifier import expose_features, gives_embeddings, warn_of_output
-from .graph import (
-    NetworkGraph,
-    NotTraceableError,
-    node_names,
-    refuse_images,
-    refuse_output,
-    remove_dead_nodes,
-    trace,
-    unchanged,
-)
-from .graph import writes_in_place as _writes_in_place
+from .graph import NetworkGraph, trace
+from .nodes import node_names, remove_dead_nodes
+from .nodes import writes_in_place as _writes_in_place
 from .stages import Anatomy, find_anatomy
+from .tracing import NotTraceableError, refuse_output, unchanged
+from .values import refuse_images
 
 _End: TypeAlias = str | list[str] | None  # of a part: one boundary, several, or the logits
 Pooling = Literal["auto", "stages", "avg", "flatten"]

@@ -16,7 +16,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .graph import NetworkGraph, has_weights, layers_of_leaf, module_path
+from .graph import NetworkGraph
+from .nodes import has_weights, module_path
+from .tracing import layers_of_leaf
 
 _POOLING = (nn.MaxPool2d, nn.AvgPool2d)
 _GLOBAL_POOLING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from ..images.preprocessing import Recipe, Size
+from ..images.preprocessing import Recipe
+from ..images.sizes import Size
 from ..messages import shown
 from .efficientnet_lite import LITES, load_published_state
 from .hubs import hub_recipe, is_of_hub

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..backbones import Backbone
 from ..compat import OUTPUT_CONFIG
 from ..hardware import PRECISIONS
-from ..images.preprocessing import height_width
+from ..images.sizes import height_width
 from .container import FileFormatError
 from .readers import (
     Reader,

@@ -59,7 +59,7 @@ def store_backbone(backbone: Backbone, frozen: nn.Module, pack: Pack) -> Stored:
     backbone : Backbone
     frozen : torch.nn.Module
     pack : callable
-        See :class:`Packer`.
+        See :class:`sktl.files.pickling.Packer`.
     """
     architecture = to_settings(backbone.architecture)
     source = architecture["source"] = pack("backbone", _unchanged_source(backbone))
@@ -117,7 +117,7 @@ def store_model(model: Model, asked_precision: str, pack: Pack) -> Stored:
     asked_precision : str
         The parameter `precision`, by which loading tells a choice from a wish.
     pack : callable
-        See :class:`Packer`.
+        See :class:`sktl.files.pickling.Packer`.
     """
     frozen = model.backbone.prefix(model.depth, model.pooling)
     stored = store_backbone(model.backbone, frozen, pack)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import MISSING, fields
+
 import numpy as np
 import torch
 
 from ..training.heads import HEADS, ONE_LAYER
-from ..training.optimization import OPTIMIZERS, SCHEDULES, UNFREEZING
+from ..training.optimization import OPTIMIZERS, TrainingPlan
+from ..training.parameters import BOUNDS
 from .container import FileFormatError
 from .layout import (
     MAY_LACK,
@@ -35,7 +38,7 @@ from .readers import (
     text,
     tuple_of,
 )
-from .values import history, history_to_json, plain
+from .values import history, history_to_json, parameter, plain
 from .weights import Stored
 
 _share = number(0, 1, below=True)
@@ -48,28 +51,22 @@ HEAD = {
     "dropout": _share,
     "in_features": integer(1, 2**31),
 }
-PLAN = {
+# What a plan has decided where the parameter of this name leaves it open, or isn't one.
+_DECIDED = {
     "optimizer": one_of(*OPTIMIZERS),
     "lr": _positive,
     "backbone_lr": _positive,
-    "layer_decay": number(0, 1, above=True),
-    "schedule": one_of(*SCHEDULES),
-    "warmup": optional(_share),
     "max_epochs": _least_one,
-    "batch_size": _least_one,
-    "accumulation_steps": _least_one,
-    "max_grad_norm": optional(_positive),
-    "ema_decay": optional(number(0, 1, above=True, below=True)),
-    "label_smoothing": _share,
-    "weight_decay": either(one_of("auto"), number(0)),
-    "mixup": number(0),
-    "cutmix": number(0),
-    "unfreeze": one_of(*UNFREEZING),
     "n_iter_no_change": optional(_least_one),
     "seed": integer(0, 2**31 - 1),
     "verbose": integer(0, 1),
+    "chosen_decay": number(0),
 }
-PLAN_MAY_LACK = {"chosen_decay": number(0)}
+_by_name = {f.name: f for f in fields(TrainingPlan)}
+_of_plan = {name: parameter(bounds) for name, bounds in BOUNDS.items()} | _DECIDED
+# Fields with a default came later, and are left out where they have it.
+PLAN_MAY_LACK = {n: r for n, r in _of_plan.items() if _by_name[n].default is not MISSING}
+PLAN = {name: reader for name, reader in _of_plan.items() if name not in PLAN_MAY_LACK}
 
 
 def trained_parts(state: Stored) -> tuple[Stored, Stored, Tensors]:
@@ -89,8 +86,9 @@ def trained_parts(state: Stored) -> tuple[Stored, Stored, Tensors]:
     if skipped:
         attributes["skipped_"] = skipped
     plan = {name: plain(name, value) for name, value in stored["plan"].items()}
-    if plan["chosen_decay"] is None:
-        del plan["chosen_decay"]
+    for name in PLAN_MAY_LACK:
+        if plan[name] == _by_name[name].default:
+            del plan[name]
     head = stored["head"]
     widths = [int(n) for n in head["head"]] if isinstance(head["head"], tuple) else None
     model = network_to_json(stored) | {

@@ -13,9 +13,11 @@ import torch
 from sklearn.utils import Bunch
 
 from ..backbones import check_name
+from ..constraints import described, meets
 from ..images.bands import Band, BandChoice
 from ..images.kinds import CHANNELS
-from ..images.preprocessing import RECIPE_MODES, Recipe, Size, as_size
+from ..images.preprocessing import RECIPE_MODES, Recipe
+from ..images.sizes import Size, as_size
 from ..model.adapt import METHODS
 from .container import FileFormatError, NotSavableError
 from .readers import (
@@ -78,6 +80,16 @@ def scalar(value: Any, where: str) -> Any:
     if isinstance(value, float | int) and not isinstance(value, bool):
         return (number() if isinstance(value, float) else integer())(value, where)
     return value if isinstance(value, str | bool | None) else refuse(value, where, "a plain value")
+
+
+def parameter(constraints: list[Any]) -> Reader:
+    """What a parameter of an estimator may be, as far as JSON can say it."""
+
+    def read(value: Any, where: str) -> Any:
+        scalar(value, where)
+        return value if meets(value, constraints) else refuse(value, where, described(constraints))
+
+    return read
 
 
 def _anything(value: Any, where: str) -> Any:

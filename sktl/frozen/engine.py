@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ..hardware import choose_precision, is_out_of_memory
-from .translation import UntranslatableError, to_onnx_bytes
+from .onnx_writer import UntranslatableError
+from .translation import to_onnx_bytes
 
 _SESSIONS = 3  # of one network, for inputs of other shapes or other numbers of threads
 _TOLERANCE = 1e-3  # of the largest output: far more than rounding, far less than another network

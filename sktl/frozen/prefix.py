@@ -15,10 +15,12 @@ from ..cache import FeatureCache
 from ..hardware import PRECISIONS
 from ..images import jpeg
 from ..images.augmentation import View
+from ..images.errors import Unreadable
 from ..images.reading import Images
 from .fingerprint import fingerprint
 from .gathering import PER_LOOKUP, Rows, Share, first_of_each
 from .module import FrozenModule, computed_by
+from .source import Source
 
 _REVISION = 4  # of how images are decoded and prepared; others than kept features are then made
 _PAUSE = 0.05  # seconds between two looks for rows that another process computes
@@ -145,53 +147,66 @@ class FrozenPrefix:
         Raises
         ------
         UnreadableImagesError
-            If an image can't be read. Within :meth:`sktl.images.reading.Images.noting` it has a row
-            of zeros instead, and the cache keeps nothing of it.
+            It names all images that can't be read.
+        """
+        rows, unreadable = self.compute_readable(
+            images, cache, n_jobs, indices, view=view, tell=tell
+        )
+        images.refuse(unreadable)
+        return rows
+
+    def compute_readable(
+        self,
+        images: Images,
+        cache: FeatureCache | None = None,
+        n_jobs: int = 1,
+        indices: Sequence[int] | None = None,
+        *,
+        view: View | None = None,
+        tell: Callable[[int], object] | None = None,
+    ) -> tuple[Tensor, Unreadable]:
+        """Compute what :meth:`compute` does, and say which images can't be read.
+
+        Returns
+        -------
+        rows : tensor of shape (n_images, ...)
+            Zeros for images that can't be read; the cache keeps nothing of them.
+        unreadable : dict of int to str
+            See :meth:`sktl.images.reading.Images.read`.
         """
         wanted = range(len(images)) if indices is None else indices
-        rows = Rows(len(wanted), tell)
-        digests = []
-        if cache is not None or view is not None:
-            digests = [images.digest(i) for i in wanted]
-        if view is not None:
-            digests = view.digests(digests)
-
-        def load(batch: Sequence[int]) -> Tensor:
-            prepared = self.recipe.read(images, [wanted[i] for i in batch])
-            return prepared if view is None else view.apply(prepared, [digests[i] for i in batch])
-
-        def is_bad(i: int) -> bool:
-            return wanted[i] in images.noted
-
-        def to_run(places: Sequence[int]) -> Sequence[int]:
-            readable = [i for i in places if not is_bad(i)]
-            # If none is left, a black pixel still shows how wide a row is.
-            return readable or (places[:1] if rows.is_empty else [])
-
-        if cache is None:
-            for batch, features in self._run(load, to_run(range(len(wanted))), n_jobs):
-                rows.put(batch, features)
+        source = Source(images, self.recipe, wanted, view, hashed=cache is not None)
+        rows = Rows(len(source), tell)
+        if cache is not None:
+            self._find_or_compute(source, rows, cache, n_jobs)
         else:
-            with cache.claims() as claims:
-                share = Share(self.key, cache, claims, digests, rows, is_bad)
-                missing = self._continue_from_shallower(share, share.look_up(range(len(digests))))
-                first = first_of_each(digests, missing)
-                todo = list(to_run(list(first.values())))
-                while todo:
-                    for batch, features in self._run(load, todo, n_jobs, share.take):
-                        share.put(batch, features)
-                    others = [i for i in todo if i not in share.done]
-                    n_before, todo = len(todo), share.look_up(others)
-                    if len(todo) == n_before:
-                        time.sleep(_PAUSE)
-            for i in missing:  # an image that occurs twice was computed once
-                twin = first[digests[i]]
-                if twin != i:
-                    rows.copy(twin, i)
-                    if is_bad(twin):
-                        images.note(wanted[i], images.noted[wanted[twin]])
-        rows.clear([i for i in range(len(wanted)) if is_bad(i)] if images.noted else [])
-        return rows.tensor
+            places = _to_run(source, range(len(source)), rows)
+            for batch, features in self._run(source.load, places, n_jobs):
+                rows.put(batch, features)
+        rows.clear(source.bad_places())
+        return rows.tensor, source.unreadable
+
+    def _find_or_compute(
+        self, source: Source, rows: Rows, cache: FeatureCache, n_jobs: int
+    ) -> None:
+        digests = source.digests
+        with cache.claims() as claims:
+            share = Share(self.key, cache, claims, digests, rows, source.is_bad)
+            missing = self._continue_from_shallower(share, share.look_up(range(len(digests))))
+            first = first_of_each(digests, missing)
+            todo = list(_to_run(source, list(first.values()), rows))
+            while todo:
+                for batch, features in self._run(source.load, todo, n_jobs, share.take):
+                    share.put(batch, features)
+                others = [i for i in todo if i not in share.done]
+                n_before, todo = len(todo), share.look_up(others)
+                if len(todo) == n_before:
+                    time.sleep(_PAUSE)
+        for i in missing:  # an image that occurs twice was computed once
+            twin = first[digests[i]]
+            if twin != i:
+                rows.copy(twin, i)
+                source.is_like(i, twin)
 
     def _run(
         self,
@@ -242,6 +257,13 @@ class FrozenPrefix:
     def _continuation(self, depth: int) -> FrozenModule:
         module = self._backbone.continuation(depth, self.stage, self.pooling)
         return FrozenModule(module, self.precision, self.device)
+
+
+def _to_run(source: Source, places: Sequence[int], rows: Rows) -> Sequence[int]:
+    """Places of images that may be readable."""
+    readable = [i for i in places if not source.is_bad(i)]
+    # If none is left, a black pixel still shows how wide a row is.
+    return readable or (places[:1] if rows.is_empty else [])
 
 
 def _stacked(rows: dict[int, Tensor]) -> Callable[[Sequence[int]], Tensor]:

@@ -11,7 +11,8 @@ from torchvision.models import WeightsEnum
 from torchvision.transforms import InterpolationMode, v2
 
 from ..messages import shown
-from .preprocessing import Recipe, Size, as_size, height_width
+from .preprocessing import Recipe
+from .sizes import Size, as_size, height_width
 
 _Config = Mapping[str, Any]
 
@@ -197,7 +198,9 @@ def _statistics_of_transformers(config: _Config) -> tuple[list[float], list[floa
 
 
 def _three(value: Any) -> list[float]:
-    return [float(value)] * 3 if isinstance(value, int | float) else [float(v) for v in value]
+    """A number for each channel, of which one may stand for all."""
+    found = [float(v) for v in ([value] if isinstance(value, int | float) else value)]
+    return found * 3 if len(found) == 1 else found
 
 
 # torchvision's transforms, one after the other -------------------------------------------
@@ -215,7 +218,7 @@ def _of_steps(steps: Sequence[Any]) -> Recipe:
         elif name == "CenterCrop":
             sizes["crop"] = as_size(step.size)
         elif name == "Normalize":
-            mean, std = _three_of(step.mean), _three_of(step.std)
+            mean, std = _three(step.mean), _three(step.std)
         elif name not in _FORMS | _SCALING and not _only_converts(step):
             raise ValueError(f"{name} is none of Resize, CenterCrop, ToTensor and Normalize.")
     if "resize" not in sizes:
@@ -240,11 +243,6 @@ def _only_converts(step: Any) -> bool:
 
 def _single(size: Any) -> int:
     return int(size) if isinstance(size, int) else int(size[0])
-
-
-def _three_of(values: Any) -> list[float]:
-    found = [float(v) for v in values]
-    return found * 3 if len(found) == 1 else found
 
 
 def _recipe(

@@ -7,6 +7,9 @@ from itertools import zip_longest
 
 from ..messages import shown_path
 
+# Rows of X whose image can't be read, and why.
+Unreadable = dict[int, str]
+
 
 class UnreadableImageWarning(UserWarning):
     """Some images can't be decoded, and were left out."""

@@ -6,8 +6,8 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
-from typing import Any, TypeAlias
+from numbers import Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +17,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ..messages import shown
+from .errors import Unreadable
 from .reading import Images, stack_channels_last
-
-# Height and width in pixels; one number where they are the same.
-Size: TypeAlias = int | tuple[int, int]
+from .sizes import Size, as_size, checked_sides, height_width
 
 # What becomes of a picture whose shape isn't the network's; the last is for recipes alone.
 RESIZE_MODES = ("crop", "squash", "pad")
@@ -93,7 +92,7 @@ class Recipe:
             if value not in known:
                 raise ValueError(f"{name} must be one of {list(known)}, got {shown(value)}.")
         for name in ("resize", "crop"):
-            object.__setattr__(self, name, _checked_sides(name, getattr(self, name)))
+            object.__setattr__(self, name, checked_sides(name, getattr(self, name)))
         for name, least in (("mean", -math.inf), ("std", 0.0)):
             object.__setattr__(self, name, _checked_channels(name, getattr(self, name), least))
         if any(c > r for c, r in zip(self.size, height_width(self.resize), strict=True)):
@@ -152,16 +151,31 @@ class Recipe:
         resize = height if height == width else (height, width)
         return replace(self, resize=resize, crop=as_size(image_size))
 
-    def read(self, images: Images, indices: Sequence[int]) -> Tensor:
+    def read(self, images: Images, indices: Sequence[int]) -> tuple[Tensor, Unreadable]:
         """Read some images and bring them to the network's size.
 
         Returns
         -------
         prepared : uint8 tensor of shape (len(indices), 3, h, w)
-            In channels-last memory format.
+            In channels-last memory format. Of an image that can't be read it means nothing.
+        unreadable : dict of int to str
+            See :meth:`sktl.images.reading.Images.read`.
         """
         # Without antialiasing, pixels are dropped that decoding at a fraction would blend.
-        return self.apply(images.batch(indices, max(self._sides()) if self.antialias else None))
+        size = max(self._sides()) if self.antialias else None
+        pixels, unreadable = images.read(indices, size)
+        return self.apply(pixels), unreadable
+
+    def batch(self, images: Images, indices: Sequence[int]) -> Tensor:
+        """Prepare images as :meth:`read` does, all of which must be readable.
+
+        Raises
+        ------
+        UnreadableImagesError
+        """
+        prepared, unreadable = self.read(images, indices)
+        images.refuse(unreadable)
+        return prepared
 
     def _sides(self) -> tuple[int, int]:
         """The size that pictures are resized to cover, to equal or to fit into."""
@@ -339,40 +353,6 @@ def _anchor(nearest: int, step: int, tries: int, resized: int, scale: float) -> 
     return min((min(max(c, 0), resized) for c in candidates), key=distance)
 
 
-def height_width(size: Size) -> tuple[int, int]:
-    """Both sides of a size."""
-    return size if isinstance(size, tuple) else (size, size)
-
-
-def checked_size(image_size: Any) -> Size | None:
-    """Read the parameter `image_size`.
-
-    Raises
-    ------
-    ValueError
-        If it is neither None, nor a number of at least 2, nor two of these.
-    """
-    if image_size is None:
-        return None
-    sides = image_size if isinstance(image_size, tuple | list) else (image_size,) * 2
-    if len(sides) == 2 and all(isinstance(n, Integral) and int(n) >= 2 for n in sides):
-        return as_size(tuple(sides))
-    raise ValueError(
-        "image_size must be a number of pixels or (height, width), each at least 2; "
-        f"got {shown(image_size)}."
-    )
-
-
-def _checked_sides(name: str, size: Any) -> Size:
-    sides = size if isinstance(size, tuple | list) else (size,) * 2
-    if len(sides) != 2 or not all(isinstance(n, Integral) and int(n) >= 1 for n in sides):
-        raise ValueError(
-            f"{name} must be a number of pixels or (height, width), each at least 1; got "
-            f"{shown(size)}."
-        )
-    return as_size(tuple(sides))
-
-
 def _checked_channels(name: str, values: Any, least: float) -> tuple[float, ...]:
     """Three finite numbers above `least`, as floats."""
     three = isinstance(values, Sequence | np.ndarray) and len(values) == 3
@@ -383,18 +363,6 @@ def _checked_channels(name: str, values: Any, least: float) -> tuple[float, ...]
             f"{shown(values)}."
         )
     return tuple(map(float, values))
-
-
-def in_pixels(size: Size) -> str:
-    """A size in words."""
-    height, width = height_width(size)
-    return f"{height} x {width} pixels"
-
-
-def as_size(size: Any) -> Size:
-    """A size in its one form: a number where both sides are the same."""
-    height, width = size if isinstance(size, Sequence) else (size, size)
-    return int(height) if height == width else (int(height), int(width))
 
 
 def _single(size: Any) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,7 +26,7 @@ from .decoding import (
     why_unreadable,
 )
 from .depth import may_be_deep
-from .errors import UnreadableImagesError
+from .errors import Unreadable, UnreadableImagesError
 from .format import EIGHT_BIT, ImageFormat, Range, check_width
 from .kinds import (
     Array,
@@ -38,11 +38,11 @@ from .kinds import (
     shape_of,
 )
 
+Pixels = torch.Tensor | list[torch.Tensor]
+
 
 class Images(ABC):
     """A sequence of images, read only when asked for."""
-
-    _noted: dict[int, str] | None = None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -50,13 +50,16 @@ class Images(ABC):
 
     @abstractmethod
     def digest(self, i: int) -> bytes:
-        """Hash what image i is made of, in 16 bytes: never its place, path or container."""
+        """Hash what image i is made of, in 16 bytes: never its place, path or container.
+
+        Raises
+        ------
+        UnreadableImagesError
+        """
 
     @abstractmethod
-    def batch(
-        self, indices: Sequence[int], size: int | None = None
-    ) -> torch.Tensor | list[torch.Tensor]:
-        """Read images as uint8 RGB.
+    def read(self, indices: Sequence[int], size: int | None = None) -> tuple[Pixels, Unreadable]:
+        """Read images as uint8 RGB, and say which can't be read.
 
         Parameters
         ----------
@@ -68,13 +71,26 @@ class Images(ABC):
         Returns
         -------
         images : Tensor of shape (b, 3, h, w), or list of Tensor of shape (3, h, w)
-            A list where the sizes differ. Any strides; the memory is the caller's own.
+            A list where the sizes differ. Any strides; the memory is the caller's own. In the
+            place of an image that can't be read there is one black pixel, for the caller to drop.
+        unreadable : dict of int to str
+            Their rows, and why they can't be read.
+        """
+
+    def batch(self, indices: Sequence[int], size: int | None = None) -> Pixels:
+        """Read images as :meth:`read` does, all of which must be readable.
 
         Raises
         ------
         UnreadableImagesError
-            If one can't be read, and this isn't within :meth:`noting`.
         """
+        images, unreadable = self.read(indices, size)
+        self.refuse(unreadable)
+        return images
+
+    def missing(self, indices: Sequence[int]) -> Unreadable:
+        """Those of which it shows without reading that they can't be read."""
+        return {}
 
     def path(self, i: int) -> str | None:
         """Path of the file that image i was read from, if it was given by one."""
@@ -84,46 +100,21 @@ class Images(ABC):
         """Say which image i is."""
         return self.path(i) or f"X[{i}]"
 
-    @property
-    def noted(self) -> Mapping[int, str]:
-        """Images that have been found to be unreadable within :meth:`noting`, and why."""
-        return {} if self._noted is None else self._noted
+    def refuse(self, unreadable: Unreadable) -> None:
+        """Raise one error that names all images that can't be read, if there are such.
 
-    def note(self, i: int, reason: str) -> None:
-        """Note that an image can't be read; an error where nobody takes notes."""
-        if self._noted is None:
-            raise self.unreadable({i: reason})
-        self._noted[i] = reason
-
-    @contextmanager
-    def noting(self) -> Iterator[Mapping[int, str]]:
-        """Within, images that can't be read are noted, and each is read as one black pixel.
-
-        What becomes of them means nothing, and is for the caller to drop.
-
-        Yields
+        Raises
         ------
-        dict of int to str
-            What has been noted so far.
+        UnreadableImagesError
         """
-        self._noted = {}
-        try:
-            yield self._noted
-        finally:
-            self._noted = None
+        if unreadable:
+            raise self.error_of(unreadable)
 
-    @contextmanager
-    def naming_all(self) -> Iterator[None]:
-        """Within, go on past images that can't be read; then raise one error for all of them."""
-        with self.noting() as bad:
-            yield
-        if bad:
-            raise self.unreadable(bad)
-
-    def unreadable(self, bad: Mapping[int, str]) -> UnreadableImagesError:
-        """Make the error that names some images."""
-        rows = sorted(bad)
-        return UnreadableImagesError(list({self.name(i): bad[i] for i in rows}.items()), rows)
+    def error_of(self, unreadable: Unreadable) -> UnreadableImagesError:
+        """Make the error that names images that can't be read."""
+        rows = sorted(unreadable)
+        named = {self.name(i): unreadable[i] for i in rows}
+        return UnreadableImagesError(list(named.items()), rows)
 
 
 def open_images(X: Any, fmt: ImageFormat) -> Images:
@@ -194,10 +185,12 @@ class _ArrayImages(Images):
         taken = image if self._choice is None else self._choice.take(image)
         return _digest(taken[0], self._range, self._choice)
 
-    def batch(self, indices: Sequence[int], size: int | None = None) -> torch.Tensor:
+    def read(
+        self, indices: Sequence[int], size: int | None = None
+    ) -> tuple[torch.Tensor, Unreadable]:
         block = self._array[np.asarray(indices, dtype=np.intp)]
         taken = block if self._choice is None else self._choice.take(block)
-        return _to_rgb(taken, self._range, self._choice)
+        return _to_rgb(taken, self._range, self._choice), {}
 
 
 class _Listing(Images):
@@ -206,25 +199,38 @@ class _Listing(Images):
     _n_channels = 3
 
     @abstractmethod
-    def _read(self, i: int, size: int | None) -> Array:
-        """Give the pixels of image i, or raise what the decoder raises: nearly anything."""
+    def _decode(self, i: int, size: int | None) -> Array:
+        """The pixels of image i; raises what the decoder raises: nearly anything."""
 
-    def _pixels(self, i: int, size: int | None = None) -> Array:
-        if i not in self.noted:
+    @abstractmethod
+    def _to_rgb(self, i: int, pixels: Array) -> torch.Tensor:
+        """Bring the pixels of image i to uint8 RGB of shape (3, h, w)."""
+
+    def read(self, indices: Sequence[int], size: int | None = None) -> tuple[Pixels, Unreadable]:
+        images, unreadable = [], {}
+        for i in indices:
             try:
-                return self._read(i, size)
+                pixels = self._decode(i, size)
             except Exception as error:
-                self._note_error(i, error)
-        return np.zeros((1, 1, self._n_channels), dtype=np.uint8)
+                unreadable[i] = _reason(error)
+                pixels = np.zeros((1, 1, self._n_channels), dtype=np.uint8)
+            images.append(self._to_rgb(i, pixels))
+        return _stack(images), unreadable
 
-    def _note_error(self, i: int, error: Exception) -> None:
-        """Note an error that the image is to blame for; any other is raised again."""
-        if not is_about_the_image(error):
-            raise error
+    @contextmanager
+    def _naming(self, i: int) -> Iterator[None]:
+        """An error that image i is to blame for says so."""
         try:
-            self.note(i, why_unreadable(error))
-        except UnreadableImagesError as refusal:
-            raise refusal from error
+            yield
+        except Exception as error:
+            raise self.error_of({i: _reason(error)}) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why an image can't be read; what it isn't to blame for is raised again."""
+    if not is_about_the_image(error):
+        raise error
+    return why_unreadable(error)
 
 
 class _ListImages(_Listing):
@@ -245,23 +251,15 @@ class _ListImages(_Listing):
         return len(self._images)
 
     def digest(self, i: int) -> bytes:
-        pixels = self._pixels(i)
-        if i in self.noted:
-            return _digest_of_none(i)
+        with self._naming(i):
+            pixels = self._decode(i, None)
         return _digest(pixels, self._ranges[i], self._choice)
 
-    def batch(
-        self, indices: Sequence[int], size: int | None = None
-    ) -> torch.Tensor | list[torch.Tensor]:
+    def _to_rgb(self, i: int, pixels: Array) -> torch.Tensor:
         # np.array copies: torch must never share memory with X.
-        return _stack(
-            [
-                _to_rgb(np.array(self._pixels(i))[np.newaxis], self._ranges[i], self._choice)[0]
-                for i in indices
-            ]
-        )
+        return _to_rgb(np.array(pixels)[np.newaxis], self._ranges[i], self._choice)[0]
 
-    def _read(self, i: int, size: int | None) -> Array:
+    def _decode(self, i: int, size: int | None) -> Array:
         image = self._images[i]
         if isinstance(image, np.ndarray):
             return image if self._choice is None else self._choice.take(image[np.newaxis])[0]
@@ -286,19 +284,13 @@ class _FileImages(_Listing):
         return file if isinstance(file, str) else None
 
     def digest(self, i: int) -> bytes:
-        file = self._files[i]
-        if isinstance(file, bytes):
-            if i in self.noted:
-                return _digest_of_none(i)
-            return xxhash.xxh3_128_digest(file + self._meaning(file))
-        if i not in self.noted:
-            try:
-                with open(file, "rb") as opened:
+        content = self._files[i]
+        with self._naming(i):
+            if isinstance(content, str):
+                with open(content, "rb") as opened:
                     content = opened.read()
-                return xxhash.xxh3_128_digest(content + self._meaning(content))
-            except Exception as error:
-                self._note_error(i, error)
-        return _digest_of_none(i)
+            meaning = self._meaning(content)
+        return xxhash.xxh3_128_digest(content + meaning)
 
     def _meaning(self, content: bytes) -> bytes:
         """What the values of a file mean, if 8 bits don't tell."""
@@ -306,22 +298,22 @@ class _FileImages(_Listing):
             return b""
         return f" {self._format.pixel_range} {self._format.learned_from}".encode()
 
-    def batch(
-        self, indices: Sequence[int], size: int | None = None
-    ) -> torch.Tensor | list[torch.Tensor]:
-        return _stack([torch.from_numpy(self._pixels(i, size)).permute(2, 0, 1) for i in indices])
+    def missing(self, indices: Sequence[int]) -> Unreadable:
+        found = {}
+        for i in indices:
+            file = self._files[i]
+            if isinstance(file, str) and not os.path.isfile(file):
+                try:
+                    self._decode(i, None)
+                except Exception as error:
+                    found[i] = _reason(error)
+        return found
 
-    def _read(self, i: int, size: int | None) -> Array:
+    def _to_rgb(self, i: int, pixels: Array) -> torch.Tensor:
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    def _decode(self, i: int, size: int | None) -> Array:
         return decode_file(self._files[i], size, self._format.scale)
-
-    @contextmanager
-    def noting(self) -> Iterator[Mapping[int, str]]:
-        """See :meth:`Images.noting`; what is missing is noted before anything is read."""
-        with super().noting() as bad:
-            for i, file in enumerate(self._files):
-                if isinstance(file, str) and not os.path.isfile(file):
-                    self._pixels(i)
-            yield bad
 
 
 class _BandFiles(_FileImages):
@@ -339,16 +331,11 @@ class _BandFiles(_FileImages):
             how += f" of {fmt.n_bands}"
         return xxhash.xxh3_128_digest(super().digest(i) + how.encode())
 
-    def _read(self, i: int, size: int | None) -> Array:
+    def _decode(self, i: int, size: int | None) -> Array:
         taken = self._choice.take_of_one(decode_bands(self._files[i]))
         if taken.dtype in (np.uint8, np.bool_):
             return self._choice.mix(scale_to_uint8(taken, self._format.range_of(taken.dtype)))
         return self._choice.mix(self._format.scale(taken))
-
-
-def _digest_of_none(i: int) -> bytes:
-    """Stand in for the digest of an image that can't be read; nothing is kept under it."""
-    return xxhash.xxh3_128_digest(f"unreadable {i}".encode())
 
 
 def _digest(image: Array, pixel_range: Range, choice: BandChoice | None) -> bytes:
@@ -377,7 +364,7 @@ def _to_rgb(block: Array, pixel_range: Range, choice: BandChoice | None) -> torc
     return images.repeat(1, 3, 1, 1) if images.shape[1] == 1 else images
 
 
-def _stack(images: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
+def _stack(images: list[torch.Tensor]) -> Pixels:
     return images if len({image.shape for image in images}) > 1 else stack_channels_last(images)
 
 

@@ -21,20 +21,15 @@ from ..training.heads import Head, HeadShape, linear_inputs
 from ..training.optimization import TrainingPlan, default_lr
 from ..training.suffix import BATCH_NORMS
 from .alignment import (
-    Home,
-    LabelledFeatures,
-    LinearHead,
-    Settings,
     aligned_head,
     class_shift,
     expected_accuracy,
-    fit_head,
     gain_at_home,
-    held_out_proba,
     looks_the_same,
     standardized_head,
 )
 from .joined import Model, assemble_net, copy_tensors
+from .source_domain import Home, LabelledFeatures, LinearHead, Settings, fit_head, held_out_proba
 
 _TRUSTED = 0.75  # share of the accuracy at home that must be expected
 _MANY = 2  # images for a labelled one, from which those that look alike teach a head something
@@ -110,9 +105,7 @@ class Job:
     @cached_property
     def features(self) -> Tensor:
         """What the head reads of the target's images."""
-        with self.images.naming_all():
-            features = self.model.pooled(self.images, self.cache, self.n_jobs)
-        return torch.as_tensor(features)
+        return _features_of(self.model, self.images, self.cache, self.n_jobs)
 
     @property
     def head(self) -> Head:
@@ -285,7 +278,10 @@ def _own_statistics(job: Job) -> Adapted:
     for images in (job.source_images, job.images):
         _learn_statistics(network, norms, _batches(job, images))
         frozen = FrozenModule(network, job.model.precision, job.model.device)
-        features.append(run_on_images(frozen, job.model.backbone.recipe, images, n_jobs=job.n_jobs))
+        recipe = job.model.backbone.recipe
+        rows, unreadable = run_on_images(frozen, recipe, images, n_jobs=job.n_jobs)
+        images.refuse(unreadable)
+        features.append(rows)
     of_source, of_target = features
     home = Home(replace(job.source, features=linear_inputs(job.head, of_source)), job.settings)
     head = aligned_head(home, linear_inputs(job.head, of_target), pseudo_labels=False)
@@ -335,7 +331,7 @@ def _lower_entropy(job: Job) -> Adapted:
             entropy.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     adapted = _with_network(job, network, head)
-    return adapted, torch.as_tensor(adapted.pooled(job.images, None, job.n_jobs))
+    return adapted, _features_of(adapted, job.images, None, job.n_jobs)
 
 
 METHODS: dict[str, Callable[[Job], Adapted]] = {
@@ -349,11 +345,17 @@ METHODS: dict[str, Callable[[Job], Adapted]] = {
 # Images through a network -------------------------------------------------------------
 
 
+def _features_of(model: Model, images: Images, cache: FeatureCache | None, n_jobs: int) -> Tensor:
+    features, unreadable = model.pooled(images, cache, n_jobs)
+    images.refuse(unreadable)
+    return torch.as_tensor(features)
+
+
 def _batches(job: Job, images: Images, seed: int = 0) -> Iterator[Tensor]:
     """Prepared images in a random order, so that a batch is like the whole."""
     order = np.random.default_rng(seed).permutation(len(images))
     for start in range(0, len(order), _BATCH):
-        batch = job.model.backbone.recipe.read(images, order[start : start + _BATCH].tolist())
+        batch = job.model.backbone.recipe.batch(images, order[start : start + _BATCH].tolist())
         yield batch.to(job.model.device)
 
 

@@ -74,7 +74,7 @@ def _batches(model: Model, images: Images) -> Iterator[tuple[slice, Tensor]]:
     """Pixels as the network sees them, as floats from 0 to 255."""
     for start in range(0, len(images), _BATCH):
         block = range(start, min(start + _BATCH, len(images)))
-        prepared = model.backbone.recipe.read(images, block)
+        prepared = model.backbone.recipe.batch(images, block)
         yield slice(block.start, block.stop), prepared.float()
 
 

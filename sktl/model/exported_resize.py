@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..images.preprocessing import REACH, STRIP_ASPECT, Recipe, height_width
+from ..images.preprocessing import REACH, STRIP_ASPECT, Recipe
+from ..images.sizes import height_width
 
 _LEAST = 1e-9  # no sum of weights is less, but that of a place beside the picture, which is zero
 _INT16 = 2**15  # what a weight of torch's uint8 kernels stays below

@@ -26,8 +26,8 @@ from ..training.net import SuffixNet
 from ..training.optimization import OPTIMIZERS, TrainingPlan
 from ..training.progress import progress_bar
 from ..training.targets import Classes, Encoded, Numbers, Target
-from .alignment import LabelledFeatures, sample_rows
 from .joined import Model, assemble_net
+from .source_domain import LabelledFeatures, sample_rows
 
 _OTHER_BACKBONE = (
     "Going on from the last fit needs the same backbone and weights, but that had others. To begin "
@@ -237,15 +237,13 @@ def _features(
     n_views = 1 if augment is None or anew else setup.n_views or 1
     with progress_bar("features", n_views * len(images), "image", setup.verbose) as tell:
         if prefix is None or anew:
-            with images.naming_all():
-                prepared = prepare_all(images, setup.backbone.recipe, setup.n_jobs, tell)
+            prepared = prepare_all(images, setup.backbone.recipe, setup.n_jobs, tell)
             return prepared, _preparation(augment, prefix) if augment else None
 
         def compute(view: View | None) -> Tensor:
             return prefix.compute(images, setup.cache, setup.n_jobs, view=view, tell=tell)
 
-        with images.naming_all():
-            first = compute(None)
+        first = compute(None)
         if n_views == 1:
             return first, None
         n = len(first)

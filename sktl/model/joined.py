@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ from ..cache import FeatureCache
 from ..frozen.module import FrozenModule
 from ..frozen.passes import run_on_images
 from ..frozen.prefix import FrozenPrefix, frozen_prefix_of
+from ..images.errors import Unreadable
 from ..images.reading import Images
 from ..tensors import named_tensors
 from ..training.heads import HeadShape
@@ -65,11 +66,13 @@ class Model:
 
     def outputs(
         self, images: Images, cache: FeatureCache | None, n_jobs: int
-    ) -> npt.NDArray[np.floating[Any]]:
-        """Compute outputs of shape (n, n_outputs); of classes, logits."""
-        parts = [self.outputs_of(features) for features in self._pooled(images, cache, n_jobs)]
-        result: npt.NDArray[np.floating[Any]] = torch.cat(parts).numpy()
-        return result
+    ) -> tuple[npt.NDArray[np.floating[Any]], Unreadable]:
+        """Compute outputs of shape (n, n_outputs); of classes, logits.
+
+        Of images that can't be read they mean nothing; which those are comes with them.
+        """
+        parts, unreadable = self._pooled(images, cache, n_jobs, self.outputs_of)
+        return torch.cat(parts).numpy(), unreadable
 
     @torch.inference_mode()
     def outputs_of(self, features: Tensor) -> Tensor:
@@ -81,26 +84,40 @@ class Model:
 
     def pooled(
         self, images: Images, cache: FeatureCache | None, n_jobs: int
-    ) -> npt.NDArray[np.float32]:
-        """Compute what the head reads, of shape (n, in_features)."""
-        parts = [features.float() for features in self._pooled(images, cache, n_jobs)]
-        result: npt.NDArray[np.float32] = torch.cat(parts).numpy()
-        return result
+    ) -> tuple[npt.NDArray[np.float32], Unreadable]:
+        """Compute what the head reads, of shape (n, in_features).
 
-    def _pooled(self, images: Images, cache: FeatureCache | None, n_jobs: int) -> Iterator[Tensor]:
+        Of images that can't be read it means nothing; which those are comes with it.
+        """
+        parts, unreadable = self._pooled(images, cache, n_jobs, Tensor.float)
+        return torch.cat(parts).numpy(), unreadable
+
+    def _pooled(
+        self,
+        images: Images,
+        cache: FeatureCache | None,
+        n_jobs: int,
+        apply: Callable[[Tensor], Tensor],
+    ) -> tuple[list[Tensor], Unreadable]:
+        """Apply something to what the head reads, a block of images at a time."""
         if self.prefix is not None and self.depth == len(self.backbone.stages):
-            yield self.prefix.compute(images, cache, n_jobs)
-            return
+            features, unreadable = self.prefix.compute_readable(images, cache, n_jobs)
+            return [apply(features)], unreadable
+        parts, unreadable = [], {}
         for start in range(0, len(images), _IN_FLIGHT):
             block = range(start, min(start + _IN_FLIGHT, len(images)))
-            yield self._suffix_of(images, block, cache, n_jobs)
+            features, bad = self._suffix_of(images, block, cache, n_jobs)
+            parts.append(apply(features))
+            unreadable.update(bad)
+        return parts, unreadable
 
     def _suffix_of(
         self, images: Images, block: range, cache: FeatureCache | None, n_jobs: int
-    ) -> Tensor:
+    ) -> tuple[Tensor, Unreadable]:
         if self.prefix is None:
             return run_on_images(self.suffix, self.backbone.recipe, images, block, n_jobs)
-        return self.suffix.all_of(self.prefix.compute(images, cache, n_jobs, block))
+        features, unreadable = self.prefix.compute_readable(images, cache, n_jobs, block)
+        return self.suffix.all_of(features), unreadable
 
     @cached_property
     def suffix(self) -> FrozenModule:

@@ -18,13 +18,14 @@ where :math:`p_i` are the probabilities of image i, :math:`s_i` is its share in 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from .lbfgs import APPROACH, SUFFICIENT, Point, approach
+from .preconditioning import conjugate_gradients, largest_uncertainties
 from .rows import CentredRows
 
 # Of the squared Newton decrement that a step leaves, half of which is what the loss lies above its
@@ -36,14 +37,8 @@ _LITTLE = 2**28  # multiplications: a hundredth of a second of one core
 _ROUNDING = 1e-13  # of the loss, which can't tell better from worse beyond it
 _STALLED = 1e-9  # by which the loss must fall; single precision can't solve all equations
 _MOST_STALLED = 10  # steps in a row
-_APPROACH = 60  # iterations
-_PAIRS = 10  # that L-BFGS remembers
-_NEAR = 3e-4  # of the loss
 _LEAST_DAMPING = 1e-4
-_SUFFICIENT = 1e-4  # share of the predicted decrease that a step must bring
-_MAX_DIRECTIONS = 100
 _REFRESH = 0.3  # of a solution of Newton's equation is what its preconditioner may cost
-_CLASSES_OF_A_ROW = 4  # that the preconditioner may count
 _MAX_RANK = 4096  # 64 MB
 _AT_ONCE = 2**22  # logits
 
@@ -138,10 +133,10 @@ def solve(
     J. Nocedal and S. Wright, Numerical Optimization, 2nd ed. (2006), sections 7.1, 7.2 and 10.3.
     """
     problem = _Problem(features, labels, weights, n_classes, weight_decay, label_smoothing)
-    near, n_iter = _approach(problem, problem.start, max_iter)
+    near, n_iter = approach(problem, problem.start, max_iter)
     spent = n_iter * problem.n_products
     point = problem.at(problem.rows.from_axes(near))
-    damping, tolerance, n_directions = 0.0, 0.1, _APPROACH
+    damping, tolerance, n_directions = 0.0, 0.1, APPROACH
     n_stalled = 0
     # A minimum is not below zero: where the loss is near it, as that of separable rows, it's found.
     while n_iter < max_iter and n_stalled < _MOST_STALLED:
@@ -166,7 +161,7 @@ def solve(
         # One where the loss falls as its quadratic model does.
         gain = 2 * (point.loss - there.loss) / max(step.squared_decrement, 1e-300)
         left = step.squared_decrement * (step.error + (gain - 1) ** 2)
-        if gain > _SUFFICIENT:
+        if gain > SUFFICIENT:
             point = there
             if not damping and left < enough:
                 break
@@ -209,75 +204,8 @@ def near_solutions(
     near = problem.start
     for weight_decay in weight_decays:
         problem.rows.penalise(weight_decay)
-        near, _ = _approach(problem, near, _APPROACH)
+        near, _ = approach(problem, near, APPROACH)
         yield problem.rows.weight_and_bias(problem.rows.from_axes(near))
-
-
-@dataclass(frozen=True)
-class _Point:
-    """Coefficients with what the loss is there; the gradient is along the principal axes.
-
-    The coefficients are so, too, where they are in single precision.
-    """
-
-    coefficients: Tensor
-    loss: float
-    gradient: Tensor
-    proba: Tensor
-
-
-def _approach(problem: _Problem, start: Tensor, max_iter: int) -> tuple[Tensor, int]:
-    """Come near by L-BFGS along the principal axes; return the number of iterations, too."""
-    point = problem.roughly_at(start)
-    pairs: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=_PAIRS)
-    n_iter = 0
-    while n_iter < min(_APPROACH, max_iter):
-        n_iter += 1
-        direction = _two_loops(point.gradient, pairs, problem.diagonal(point.proba))
-        squared_decrement = float((point.gradient * direction).sum(dtype=torch.float64))
-        if squared_decrement < _NEAR * point.loss:
-            break
-        there = _backtrack(problem, point, direction, squared_decrement)
-        if there is None:
-            break
-        moved = there.coefficients - point.coefficients
-        change = there.gradient - point.gradient
-        product = float((moved * change).sum(dtype=torch.float64))
-        if product > 0:
-            pairs.append((moved, change, product))
-        point = there
-    return point.coefficients, n_iter
-
-
-def _backtrack(
-    problem: _Problem, point: _Point, direction: Tensor, squared_decrement: float
-) -> _Point | None:
-    """Shorten the step until the loss falls; None if it doesn't."""
-    share = 1.0
-    while share > 1e-6:
-        there = problem.roughly_at(point.coefficients - share * direction)
-        if there.loss <= point.loss - _SUFFICIENT * share * squared_decrement:
-            return there
-        share /= 4
-    return None
-
-
-def _two_loops(
-    gradient: Tensor, pairs: Sequence[tuple[Tensor, Tensor, float]], diagonal: Tensor
-) -> Tensor:
-    """Multiply by the inverse Hessian as L-BFGS has it (Nocedal and Wright, algorithm 7.4)."""
-    direction, shares = gradient.clone(), []
-    for moved, change, product in reversed(pairs):
-        shares.append(float((moved * direction).sum()) / product)
-        direction.sub_(change, alpha=shares[-1])
-    direction /= diagonal
-    if pairs:
-        _, change, product = pairs[-1]
-        direction *= product / float((change * (change / diagonal)).sum())
-    for moved, change, product in pairs:
-        share = shares.pop() - float((change * direction).sum()) / product
-        direction.add_(moved, alpha=share)
-    return direction
 
 
 @dataclass(frozen=True)
@@ -335,17 +263,17 @@ class _Problem:
         """Multiplications of a product with the Hessian."""
         return 2 * len(self.targets) * self.rows.exact.numel()
 
-    def at(self, coefficients: Tensor) -> _Point:
+    def at(self, coefficients: Tensor) -> Point:
         """Loss with the penalty, its gradient and the probabilities."""
         loss, gradient, proba = self._evaluate(
             coefficients, self.rows.exact, self.targets, self.rows.shares, self.rows.decay
         )
-        return _Point(coefficients, loss, self.rows.to_axes(gradient), proba)
+        return Point(coefficients, loss, self.rows.to_axes(gradient), proba)
 
-    def roughly_at(self, coefficients: Tensor) -> _Point:
+    def roughly_at(self, coefficients: Tensor) -> Point:
         """Do the same in single precision, for coefficients along the principal axes."""
         of_rows = self.rows.rough, self.rough_targets, self.rough_shares, self.rows.decay.float()
-        return _Point(coefficients, *self._evaluate(coefficients, *of_rows))
+        return Point(coefficients, *self._evaluate(coefficients, *of_rows))
 
     def _evaluate(
         self, coefficients: Tensor, rows: Tensor, targets: Tensor, shares: Tensor, decay: Tensor
@@ -377,7 +305,7 @@ class _Problem:
         return diagonal + max(1e-6 * float(diagonal.mean()), 1e-30)
 
     def newton_step(
-        self, point: _Point, damping: float, tolerance: float, n_directions: int
+        self, point: Point, damping: float, tolerance: float, n_directions: int
     ) -> _Step:
         """Solve Newton's equation to a tolerance, which shall take so many directions."""
         proba, shares = point.proba, self.rough_shares
@@ -393,7 +321,7 @@ class _Problem:
         gradient = (point.gradient / scale).float()
         for rank in (self._rank(n_directions), 0):
             precondition = self._preconditioner(proba, damped, rank)
-            solution, error, n_directions = _conjugate_gradients(
+            solution, error, n_directions = conjugate_gradients(
                 hessian, precondition, gradient, tolerance
             )
             if n_directions:
@@ -418,7 +346,7 @@ class _Problem:
         classes, which is a diagonal matrix along the principal axes. Woodbury's identity inverts
         the sum of both.
         """
-        index, factors = _largest_uncertainties(proba, self.rough_shares, rank)
+        index, factors = largest_uncertainties(proba, self.rough_shares, rank)
         diagonal = self.diagonal(proba, factors) + damped
         if not rank:
             return lambda residual: residual / diagonal
@@ -438,74 +366,3 @@ class _Problem:
             return torch.addmm(plain, of_rows, scaled, alpha=-1)
 
         return precondition
-
-
-def _largest_uncertainties(proba: Tensor, shares: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    r"""Largest terms of the covariance matrices of one-hot labels with these probabilities.
-
-    For classes in falling order of probability, :math:`\mathrm{diag}(p) - p p^T = \sum_c p_c
-    \frac{r_{c+1}}{r_c} l_c l_c^T`, where :math:`r_c` is the probability of the class c and all
-    after it, and :math:`l_c` is one for c, and for a class j after it :math:`-p_j / r_{c+1}`:
-    whether it is c, if it is none before.
-
-    Parameters
-    ----------
-    proba : tensor of shape (n_classes, n)
-    shares : tensor of shape (n,)
-        By which the images' matrices are multiplied.
-    rank : int
-        Number of terms, at most.
-
-    Returns
-    -------
-    index : int64 tensor of shape (rank,)
-        Images of the terms.
-    factors : tensor of shape (n_classes, rank)
-        Of which the terms are outer products.
-    """
-    likely, order = proba.topk(min(_CLASSES_OF_A_ROW, len(proba) - 1), 0)
-    after = (1 - likely.cumsum(0)).clamp_min(0)
-    here = torch.cat([torch.ones_like(after[:1]), after[:-1]])
-    sizes = (shares * likely * after / here.clamp_min(1e-12)).ravel()
-    size, place = sizes.topk(min(rank, len(sizes)))
-    step, index = place // proba.shape[1], place % proba.shape[1]
-    factors = proba[:, index] / -after[step, index].clamp_min(1e-12)
-    for i, classes in enumerate(order[:, index]):
-        value = torch.where(step == i, 1.0, 0.0)
-        known = torch.where(step >= i, value, factors.gather(0, classes[None])[0])
-        factors.scatter_(0, classes[None], known[None])
-    return index, factors.mul_(size.sqrt())
-
-
-def _conjugate_gradients(
-    matrix: Callable[[Tensor], Tensor],
-    precondition: Callable[[Tensor], Tensor],
-    target: Tensor,
-    tolerance: float,
-) -> tuple[Tensor, float, int]:
-    """Solve ``matrix(x) = target`` to a share of the target's preconditioned norm.
-
-    Returns
-    -------
-    solution : tensor
-    error : float
-        Share of the squared norm that is left.
-    n : int
-        Number of directions.
-    """
-    solution, residual = torch.zeros_like(target), target
-    toward = direction = precondition(residual)
-    first = product = float((residual * toward).sum())
-    n = 0
-    while n < _MAX_DIRECTIONS and product > tolerance**2 * first:
-        n += 1
-        image = matrix(direction)
-        curved = float((direction * image).sum())
-        if not curved > 0:
-            break
-        solution = solution + (product / curved) * direction
-        residual = residual - (product / curved) * image
-        toward = precondition(residual)
-        product, before = float((residual * toward).sum()), product
-        direction = toward + (product / before) * direction
-    return solution, product / first if product >= 0 < first else 1.0, n

@@ -168,7 +168,21 @@ def _read_by_the_last(head: nn.Sequential, features: Tensor) -> Tensor:
     return inputs
 
 
-class SolvedHead:
+class _OfNet:
+    """What takes steps for a net, on the course of its training.
+
+    Parameters
+    ----------
+    net : Net
+    course : Course
+    """
+
+    def __init__(self, net: Net, course: Course) -> None:
+        self._net = net
+        self._course = course
+
+
+class SolvedHead(_OfNet):
     """A linear head at its optimum.
 
     Parameters
@@ -180,8 +194,7 @@ class SolvedHead:
     """
 
     def __init__(self, net: Net, course: Course, max_iter: int) -> None:
-        self._net = net
-        self._course = course
+        super().__init__(net, course)
         self._max_iter = max_iter
 
     @torch.no_grad()
@@ -220,7 +233,7 @@ class SolvedHead:
         )
 
 
-class LinearSteps:
+class LinearSteps(_OfNet):
     """Steps on a linear head, by the gradient that its loss is known to have.
 
     A step on a small head costs less than all that usually surrounds it. Outputs come first:
@@ -233,8 +246,7 @@ class LinearSteps:
     """
 
     def __init__(self, net: Net, course: Course) -> None:
-        self._net = net
-        self._course = course
+        super().__init__(net, course)
         self._read: tuple[FeatureRows, FeatureRows] | None = None
 
     @torch.no_grad()
@@ -294,7 +306,7 @@ class LinearSteps:
 # Anything ----------------------------------------------------------------------------
 
 
-class GradientSteps:
+class GradientSteps(_OfNet):
     """Steps on any head and suffix, by backpropagation.
 
     Parameters
@@ -302,10 +314,6 @@ class GradientSteps:
     net : Net
     course : Course
     """
-
-    def __init__(self, net: Net, course: Course) -> None:
-        self._net = net
-        self._course = course
 
     def take(self, batches: Iterable[Batch]) -> tuple[list[Tensor], list[int]]:
         """See :class:`Steps`."""

@@ -113,7 +113,7 @@ def test_stages_are_the_networks_own_blocks(name):
 
 
 def test_a_name_is_traced_once_and_each_network_has_weights_of_its_own(monkeypatch):
-    monkeypatch.setattr("sktl.backbones._structures", OrderedDict())
+    monkeypatch.setattr("sktl.backbones.loading._structures", OrderedDict())
     settings = {"weights": None, "image_size": 32}
     first, images = load_backbone("resnet18", seed=0, **settings), torch.rand(2, 3, 32, 32)
     stages, whole = first.stages, first.splitter.prefix(5, "auto")(images)

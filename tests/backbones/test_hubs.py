@@ -86,7 +86,7 @@ assert clf.freeze_ == 3, clf.stages_
 
 other = transformers.ViTModel(config, add_pooling_layer=False)
 in_cache("me/base", other.save_pretrained)
-from sktl.backbones import _loaded
+from sktl.backbones.loading import _loaded
 
 _loaded.clear()  # as in another process
 try:

@@ -195,7 +195,9 @@ def test_files_are_read_while_the_network_runs(prefix, photographs, tmp_path, mo
 
 def test_a_search_computes_each_image_once(digits):
     X, y = digits
-    clf = PretrainedImageClassifier(image_size=33, precision="float32", random_state=0)
+    clf = PretrainedImageClassifier(
+        image_size=33, pooling="network", precision="float32", random_state=0
+    )
     shared = frozen_stage_of(clf._load_backbone(), None, "auto", "float32", CPU)
     search = GridSearchCV(clf, {"weight_decay": [1e-2, 1e-3, 1e-4]}, cv=4)
     search.fit(X, y)
@@ -210,7 +212,7 @@ def test_classifier_and_transformer_share_features(digits):
     features.fit(X)
     shared = features._prefix
     before = shared.n_images
-    PretrainedImageClassifier(image_size=34).fit(X, y)
+    PretrainedImageClassifier(image_size=34, pooling="network").fit(X, y)
     features.transform(X)
     assert shared.n_images == before == len(X)
 
@@ -278,10 +280,10 @@ LOAD_COUNTED = """
 import sys
 from unittest import mock
 import numpy as np
-import sktl.backbones
 from sktl import PretrainedImageClassifier, PretrainedImageFeatures
+from sktl.backbones import loading
 X, y = np.load(sys.argv[1] + "/X.npy"), np.arange(12) // 6
-with mock.patch("sktl.backbones._prepare", side_effect=sktl.backbones._prepare) as prepare:
+with mock.patch.object(loading, "_prepare", side_effect=loading._prepare) as prepare:
     clf = PretrainedImageClassifier(image_size=48, cache=sys.argv[1] + "/cache").fit(X, y)
     PretrainedImageFeatures(image_size=48, cache=sys.argv[1] + "/cache").fit(X)
     clf.predict(X)
@@ -325,7 +327,7 @@ def test_weights_that_change_before_they_are_needed_are_refused(photographs, tmp
     torch.save(models.resnet18(weights=None).state_dict(), file)
     settings = {"weights": file, "image_size": 32, "cache": tmp_path}
     PretrainedImageClassifier("resnet18", **settings).fit(X, y)
-    sktl.backbones._loaded.clear()
+    sktl.backbones.loading._loaded.clear()
     clf = PretrainedImageClassifier("resnet18", **settings).fit(X, y)
     assert not clf._model.backbone.is_loaded
     torch.save(models.resnet18(weights=None).state_dict(), file)

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from sktl.backbones import load_backbone, pad_same
 from sktl.frozen.fusion import fold_norms
-from sktl.frozen.translation import UntranslatableError, to_onnx_bytes
+from sktl.frozen.onnx_writer import UntranslatableError
+from sktl.frozen.translation import to_onnx_bytes
 
 pytestmark = pytest.mark.core
 

@@ -1,4 +1,6 @@
-"""Photographs, in memory and in files."""
+"""What tests of reading images share: photographs, in memory and in files, and no warnings."""
+
+import warnings
 
 import numpy as np
 import pytest
@@ -18,3 +20,11 @@ def files(photos, tmp_path):
     for photo, path in zip(photos, paths, strict=True):
         Image.fromarray(photo).save(path)
     return paths
+
+
+@pytest.fixture
+def no_warnings():
+    """A warning that no test expects is a failure, torch's of read-only memory included."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield

@@ -3,7 +3,6 @@
 import errno
 import os
 import pickle
-import warnings
 from pathlib import Path
 
 import pytest
@@ -15,15 +14,7 @@ from sktl.images.errors import UnreadableImagesError
 from sktl.images.format import learn_format
 from sktl.images.reading import open_images
 
-pytestmark = pytest.mark.core
-
-
-@pytest.fixture(autouse=True)
-def no_warnings():
-    """A warning that no test expects is a failure, torch's of read-only memory included."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
+pytestmark = [pytest.mark.core, pytest.mark.usefixtures("no_warnings")]
 
 
 # Bad files ---------------------------------------------------------------------------
@@ -47,11 +38,8 @@ def test_all_bad_files_are_named_at_the_end(files, bad_files):
     X = [files[0], *bad_files, files[1], bad_files[0]]
     images = open_images(X, learn_format(X))
 
-    with (
-        pytest.raises(UnreadableImagesError, match="4 images in X can't be read") as caught,
-        images.naming_all(),
-    ):
-        batch = images.batch(range(7))
+    with pytest.raises(UnreadableImagesError, match="4 images in X can't be read") as caught:
+        images.batch(range(7))
 
     assert [path for path, _ in caught.value.files] == bad_files
     assert caught.value.rows == [1, 2, 3, 4, 6]
@@ -62,43 +50,44 @@ def test_all_bad_files_are_named_at_the_end(files, bad_files):
         assert f"{path}: {reason}" in str(caught.value)
     assert isinstance(caught.value, ValueError)
     good = images.batch([0, 5])
+    batch, unreadable = images.read(range(7))
+    assert list(unreadable) == caught.value.rows
     assert torch.equal(torch.stack([batch[0], batch[5]]), good)
     assert all(batch[i].shape == (3, 1, 1) for i in caught.value.rows)
 
 
-def test_where_nobody_takes_notes_a_bad_file_is_an_error(files, bad_files):
+def test_a_bad_file_is_told_of_each_time_it_is_read(files, bad_files):
     X = [*files, bad_files[0]]
     images = open_images(X, learn_format(X))
     with pytest.raises(UnreadableImagesError, match="1 image in X can't be read") as caught:
         images.batch([0, 2])
     assert caught.value.rows == [2]
-    with images.noting() as bad:
-        images.batch([2])
-    assert list(bad) == [2]
+    for _ in range(2):
+        assert list(images.read([0, 2])[1]) == [2]
     with pytest.raises(UnreadableImagesError):
         images.batch([2])
 
 
-def test_of_good_images_nothing_is_noted(photos, files):
+def test_of_good_images_there_is_nothing_to_tell(photos, files):
     for X in (photos, list(photos), files):
         images = open_images(X, learn_format(X))
-        with images.noting() as bad:
-            images.batch([0, 1])
-            images.digest(0)
-        assert not bad
+        assert not images.missing([0, 1])
+        read, unreadable = images.read([0, 1])
+        assert not unreadable
+        assert torch.equal(read, images.batch([0, 1]))
 
 
-def test_missing_files_are_noted_before_anything_is_read(files, bad_files, tmp_path):
+def test_missing_files_are_known_before_anything_is_read(files, bad_files, tmp_path):
     missing = [str(tmp_path / "gone.png"), str(tmp_path / "lost.png")]
     X = [*missing, files[0], str(tmp_path), bad_files[0]]
     images = open_images(X, learn_format(X))
 
-    with images.noting() as bad:
-        assert dict(bad) == {
-            0: "No such file or directory",
-            1: "No such file or directory",
-            3: "is a directory",
-        }
+    assert images.missing(range(5)) == {
+        0: "No such file or directory",
+        1: "No such file or directory",
+        3: "is a directory",
+    }
+    assert list(images.missing([1, 2])) == [1]
 
 
 @pytest.mark.parametrize(
@@ -110,13 +99,11 @@ def test_what_is_no_fault_of_the_file_is_raised_at_once(files, monkeypatch, erro
         raise error
 
     images = open_images(files, learn_format(files))
-    with images.noting() as bad:
-        monkeypatch.setattr("builtins.open", fail)
-        with pytest.raises(type(error)) as caught:
-            images.digest(0) if ask == "digest" else images.batch([0])
-        monkeypatch.undo()
+    monkeypatch.setattr("builtins.open", fail)
+    with pytest.raises(type(error)) as caught:
+        images.digest(0) if ask == "digest" else images.read([0])
+    monkeypatch.undo()
     assert caught.value is error
-    assert not bad
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
@@ -124,18 +111,16 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     pipe = tmp_path / "pipe.png"
     os.mkfifo(pipe)
     images = open_images([pipe], learn_format([pipe]))
-    with pytest.raises(UnreadableImagesError, match="is not a regular file"), images.naming_all():
-        pass
+    assert "is not a regular file" in images.missing([0])[0]
+    with pytest.raises(UnreadableImagesError, match="is not a regular file"):
+        images.batch([0])
 
 
 def test_ten_are_named_and_the_rest_counted(tmp_path):
     X = [str(tmp_path / f"{i:02}.png") for i in range(13)]
     images = open_images(X, learn_format(X))
-    with (
-        pytest.raises(UnreadableImagesError, match="13 images") as caught,
-        images.naming_all(),
-    ):
-        pass
+    with pytest.raises(UnreadableImagesError, match="13 images") as caught:
+        images.batch(range(13))
     message = str(caught.value)
     assert X[9] in message
     assert X[10] not in message

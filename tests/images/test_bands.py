@@ -2,7 +2,6 @@
 
 import io
 import sys
-import warnings
 from pathlib import Path
 
 import joblib
@@ -18,14 +17,9 @@ from sktl.images.errors import UnreadableImagesError
 from sktl.images.format import learn_format
 from sktl.images.reading import open_images
 
+pytestmark = pytest.mark.usefixtures("no_warnings")
+
 BANDS = (3, 2, 1)
-
-
-@pytest.fixture(autouse=True)
-def no_warnings():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +230,7 @@ def test_too_few_bands_in_a_file(rgb):
 def test_without_tifffile_the_error_is_of_the_installation(thirteen, monkeypatch):
     monkeypatch.setitem(sys.modules, "tifffile", None)
     images = opened([KINDS["pixels"](thirteen[0])])
-    with images.noting(), pytest.raises(ImportError, match=r"pip install sktl\[tiff\]"):
+    with pytest.raises(ImportError, match=r"pip install sktl\[tiff\]"):
         images.batch([0])
 
 

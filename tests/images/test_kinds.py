@@ -1,7 +1,6 @@
 """What people have, and isn't a list of pictures: one clear error, or read as meant."""
 
 import io
-import warnings
 
 import numpy as np
 import pandas as pd
@@ -16,14 +15,7 @@ from sktl.images.format import learn_format
 from sktl.images.kinds import kind_of
 from sktl.images.reading import open_images
 
-pytestmark = pytest.mark.core
-
-
-@pytest.fixture(autouse=True)
-def no_warnings():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
+pytestmark = [pytest.mark.core, pytest.mark.usefixtures("no_warnings")]
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +202,7 @@ def test_large_jpegs_in_bytes_are_decoded_at_a_fraction(photographs):
 def test_bad_bytes_are_named_by_their_rows(encoded):
     X = [encoded[0], b"no picture", encoded[1], encoded[2][:2000], b""]
     images = opened(X)
-    with pytest.raises(UnreadableImagesError) as caught, images.naming_all():
+    with pytest.raises(UnreadableImagesError) as caught:
         images.batch(range(5))
     assert caught.value.rows == [1, 3, 4]
     assert [name for name, _ in caught.value.files] == ["X[1]", "X[3]", "X[4]"]

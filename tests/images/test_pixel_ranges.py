@@ -1,7 +1,5 @@
 """Which values are black and white, and what comes later on another scale."""
 
-import warnings
-
 import numpy as np
 import pytest
 import torch
@@ -12,15 +10,7 @@ from sktl.images.format import ImageFormat, learn_format
 from sktl.images.kinds import kind_of
 from sktl.images.reading import open_images
 
-pytestmark = pytest.mark.core
-
-
-@pytest.fixture(autouse=True)
-def no_warnings():
-    """A warning that no test expects is a failure, torch's of read-only memory included."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
+pytestmark = [pytest.mark.core, pytest.mark.usefixtures("no_warnings")]
 
 
 # Pixel ranges ------------------------------------------------------------------------

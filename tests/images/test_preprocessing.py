@@ -242,7 +242,7 @@ def test_large_jpegs_are_decoded_at_a_fraction(large, name, size, shape):
 def test_decoding_at_a_fraction_hardly_shows(large, name):
     recipe = Recipe(256, 224, "bilinear", (0.5,) * 3, (0.5,) * 3)
     paths = [str(large / name)]
-    found = recipe.read(open_images(paths, learn_format(paths)), [0])
+    found = recipe.batch(open_images(paths, learn_format(paths)), [0])
     whole = torch.from_numpy(decode_file(str(large / "plain.jpg"))).permute(2, 0, 1)
     difference = (found.float() - recipe.apply([whole]).float()).abs()
     assert difference.mean() < 2
@@ -252,6 +252,6 @@ def test_decoding_at_a_fraction_hardly_shows(large, name):
 def test_without_antialiasing_all_pixels_are_decoded(large):
     recipe = Recipe(256, 224, "bilinear", (0.5,) * 3, (0.5,) * 3, antialias=False)
     paths = [str(large / "plain.jpg")]
-    found = recipe.read(open_images(paths, learn_format(paths)), [0])
+    found = recipe.batch(open_images(paths, learn_format(paths)), [0])
     whole = torch.from_numpy(decode_file(paths[0])).permute(2, 0, 1)
     assert torch.equal(found, recipe.apply([whole]))

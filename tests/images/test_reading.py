@@ -1,7 +1,6 @@
 """Images of all kinds are read as the same uint8 pixels."""
 
 import os
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +17,7 @@ from sktl.images.format import ImageFormat, learn_format
 from sktl.images.kinds import kind_of
 from sktl.images.reading import open_images
 
-pytestmark = pytest.mark.core
-
-
-@pytest.fixture(autouse=True)
-def no_warnings():
-    """A warning that no test expects is a failure, torch's of read-only memory included."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
+pytestmark = [pytest.mark.core, pytest.mark.usefixtures("no_warnings")]
 
 
 # kind_of -----------------------------------------------------------------------------

@@ -23,20 +23,22 @@ from sktl import (
 )
 from sktl.model.adapt import METHODS, _learn_statistics
 from sktl.model.alignment import (
-    Home,
-    LabelledFeatures,
-    LinearHead,
-    Settings,
-    Standardization,
     _aligned,
     _surest,
     _times_power,
     aligned_head,
     class_shift,
+    standardized_head,
+)
+from sktl.model.source_domain import (
+    Home,
+    LabelledFeatures,
+    LinearHead,
+    Settings,
+    Standardization,
     fit_head,
     held_out_proba,
     sample_rows,
-    standardized_head,
 )
 
 SIZE = 64

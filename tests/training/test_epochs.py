@@ -820,7 +820,7 @@ def test_a_saved_fit_goes_on_after_an_upgrade(embedded, three_kinds, tmp_path, m
     X, y = three_kinds
     joblib.dump(embedded(optimizer="adamw", max_epochs=3).fit(X, y), tmp_path / "clf.joblib")
     expected = joblib.load(tmp_path / "clf.joblib").partial_fit(X, y)
-    monkeypatch.setattr("sktl.backbones._VERSIONS", ("99", "99"))
+    monkeypatch.setattr("sktl.backbones.loading._VERSIONS", ("99", "99"))
     loaded = joblib.load(tmp_path / "clf.joblib").partial_fit(X, y)
     np.testing.assert_array_equal(loaded.predict_proba(X), expected.predict_proba(X))
     with pytest.raises(ValueError, match="same backbone and weights"):

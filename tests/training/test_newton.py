@@ -8,11 +8,11 @@ from torch.nn import functional as F
 
 from sktl.training import newton
 from sktl.training.newton import (
-    _largest_uncertainties,
     loss_and_error,
     soft_targets,
     solve,
 )
+from sktl.training.preconditioning import largest_uncertainties
 
 
 def problem(n, n_features, n_classes, seed=0):
@@ -157,12 +157,12 @@ def test_uncertainties_are_terms_of_the_covariance():
     generator = torch.Generator().manual_seed(0)
     proba = torch.softmax(3 * torch.randn(5, 7, generator=generator, dtype=torch.float64), 0)
     shares = torch.linspace(0, 1, 7, dtype=torch.float64)
-    index, factors = _largest_uncertainties(proba, shares, 100)
+    index, factors = largest_uncertainties(proba, shares, 100)
     found = torch.zeros(7, 5, 5, dtype=torch.float64)
     found.index_add_(0, index, torch.einsum("ar,br->rab", factors, factors))
     covariance = torch.diag_embed(proba.T) - torch.einsum("an,bn->nab", proba, proba)
     assert torch.allclose(found, covariance * shares[:, None, None], atol=1e-12)
-    some, some_factors = _largest_uncertainties(proba, shares, 3)
+    some, some_factors = largest_uncertainties(proba, shares, 3)
     assert torch.equal(some, index[:3])
     assert torch.equal(some_factors, factors[:, :3])
 
