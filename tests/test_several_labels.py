@@ -1,6 +1,8 @@
 """Pictures that have several labels, or none."""
 
+import json
 import warnings
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -497,3 +499,20 @@ def test_all_indicators_are_learned_without_warnings(X, Y):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         classifier().fit(X[:N], Y[:N]).predict(X[N:])
+
+
+# The file that is loaded forever ------------------------------------------------------
+
+
+def test_a_file_of_the_first_format_loads(X):
+    """Of head="linear", weight_decay=0.1, class_weight="balanced", without its backbone."""
+    data = Path(__file__).parent / "data"
+    loaded = sktl.load(data / "labels-v1.sktl")
+    expected = json.loads((data / "labels-v1.json").read_text())
+    assert loaded.multilabel_
+    assert loaded.predict(X[:10]).tolist() == expected["labels"]
+    # Features differ in their last digits from processor to processor, the file's numbers nowhere.
+    head = loaded.net_.module_.head[-1]
+    assert [bias.hex() for bias in head.bias.tolist()] == expected["bias"]
+    assert [weight.hex() for weight in head.weight[:, 0].tolist()] == expected["first_weights"]
+    assert loaded.predict_proba(X[:10]) == pytest.approx(np.array(expected["proba"]), abs=1e-4)

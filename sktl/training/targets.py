@@ -129,6 +129,10 @@ class Target(ABC):
     def progress(self, score: float, loss: float) -> tuple[float, ...]:
         """What grows where watched rows are answered better."""
 
+    def lost(self, y: Encoded) -> npt.NDArray[np.int64]:
+        """Outputs that can't be learned of these rows alone; of most kinds, all can."""
+        return np.arange(0)
+
     @abstractmethod
     def hold_out(self, y: Encoded, share: float, seed: int) -> npt.NDArray[np.int64]:
         """Choose rows to watch.
@@ -241,6 +245,10 @@ class Classes(_ByCrossEntropy):
     def score_sums(self, outputs: Tensor, y: Tensor, weights: Tensor) -> Tensor:
         """Weights of right answers."""
         return (weights * (outputs.argmax(1) == y)).sum()[None]
+
+    def lost(self, y: Encoded) -> npt.NDArray[np.int64]:
+        """Classes that none of the images has."""
+        return np.setdiff1d(np.arange(self.n_classes), y)
 
     def hold_out(self, y: Encoded, share: float, seed: int) -> npt.NDArray[np.int64]:
         """Some of each class."""
