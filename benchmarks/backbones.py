@@ -1,6 +1,7 @@
 """Speed of each backbone beside the embedded one, with size and accuracy, as a table in CSV.
 
-``python backbones.py > backbones.csv`` makes the table of docs/backbones.md. The networks have
+``python backbones.py > backbones.csv`` makes the table of docs/backbones.md, and ``--networks 3`` the
+rows of EfficientNet-Lite alone. The networks have
 random weights, which cost what trained ones cost; sizes and accuracies are those that torchvision
 states for its default weights, whose image size is used. The two networks of a row run in turns on
 one thread, and what counts is the processor's time, which other processes change little.
@@ -23,17 +24,21 @@ from common import arguments, pictures, take_turns
 from torchvision.models import get_model_weights
 
 from sktl import PretrainedImageFeatures, list_backbones
+from sktl.backbones import LITES
 
 EMBEDDED = "efficientnet_lite0"
+MEGABYTES = {"efficientnet_lite0": 18.8, "efficientnet_lite1": 21.9, "efficientnet_lite2": 24.7}
 COLUMNS = ("backbone", "image_size", "parameters", "megabytes", "top1", "milliseconds", "relative")
 WORK = 60.0  # GFLOP that a pass should take, where the batch allows
 
 
 def described(name: str) -> dict[str, object]:
     """Look up what is known without running it."""
-    if name == EMBEDDED:
-        size = {"image_size": 224, "parameters": 4_652_008, "megabytes": 18.8}
-        return {"backbone": name, **size, "top1": 75.1}
+    if name in LITES:
+        lite = LITES[name]
+        n_parameters = sum(p.numel() for p in lite.build().parameters())
+        size = {"image_size": lite.image_size, "parameters": n_parameters}
+        return {"backbone": name, **size, "megabytes": MEGABYTES[name], "top1": lite.top1}
     weights = get_model_weights(name).DEFAULT
     return {
         "backbone": name,
@@ -46,7 +51,7 @@ def described(name: str) -> dict[str, object]:
 
 def n_images(name: str) -> int:
     """Fewer images for large networks, between 2 and 32."""
-    flop = 0.4 if name == EMBEDDED else get_model_weights(name).DEFAULT.meta["_ops"]
+    flop = 0.4 if name in LITES else get_model_weights(name).DEFAULT.meta["_ops"]
     return min(32, max(2, round(WORK / flop)))
 
 

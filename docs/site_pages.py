@@ -58,7 +58,7 @@ NOT_EXAMPLES = {"contact_sheet.py", "pictures.py"}  # others draw with these
 # sktl's modules in the order in which data flows, in groups.
 MODULES = {
     "What all use: The machine, messages, and other packages' private names.": (
-        "version compat messages atomic randomness threads hardware parallel constraints"
+        "version compat messages tensors atomic randomness threads hardware parallel constraints"
     ),
     "Images: From what X is to uint8 pixels, and on to what a network was trained on.": (
         "images.errors images.bands images.depth images.orientation images.jpeg images.decoding "
@@ -76,7 +76,7 @@ MODULES = {
     ),
     "Frozen prefix: Each image once.": (
         "frozen.onednn frozen.fusion frozen.translation frozen.engine frozen.module "
-        "frozen.prefix frozen"
+        "frozen.fingerprint frozen.stage_names frozen.gathering frozen.passes frozen.prefix frozen"
     ),
     "Suffix and head: From features to logits.": (
         "training.heads training.rows training.newton training.selection training.ridge "
@@ -89,7 +89,9 @@ MODULES = {
         "model.exported_resize model.export model"
     ),
     "Files: What a fitted estimator is on the disk.": (
-        "files.container files.readers files.state files.layout files.saving files"
+        "files.container files.readers files.weights files.pickling files.state files.values "
+        "files.layout files.trained files.classifier_file files.regressor_file "
+        "files.features_file files.document files.saving files.loading files"
     ),
     "Estimators: Scikit-learn's face.": (
         "datasets summary base features labels predictor classifier regressor"

@@ -8,7 +8,7 @@ from .classifier import PretrainedImageClassifier
 from .datasets import load_image_folder, load_image_table
 from .features import PretrainedImageFeatures
 from .files.container import FileFormatError, NotSavableError
-from .files.saving import MissingWeightsError, load
+from .files.loading import MissingWeightsError, load
 from .images.errors import UnreadableImagesError, UnreadableImageWarning
 from .images.preprocessing import Recipe
 from .model.adapt import DomainShiftWarning, NoDomainShiftWarning

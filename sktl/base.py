@@ -26,16 +26,16 @@ from .backbones import Backbone, load_backbone
 from .cache import FeatureCache, open_cache
 from .compat import html_above, new_object
 from .constraints import Interval, StrOptions, check_parameters
-from .files.saving import save
-from .files.state import (
-    BEFORE,
+from .files.pickling import (
     InconsistentVersionWarning,
     Packer,
     refuse_what_needs_pickle,
     to_settings,
     unpack,
 )
-from .frozen.prefix import recall_stages, remember_stages
+from .files.saving import save
+from .files.state import BEFORE
+from .frozen.stage_names import recall_stages, remember_stages
 from .hardware import (
     PRECISIONS,
     choose_device,

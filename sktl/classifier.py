@@ -17,9 +17,9 @@ from sklearn.utils import Bunch, Tags
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from .constraints import Interval, StrOptions
-from .files.layout import CLASSIFIER
-from .files.saving import savable
-from .files.state import Packer
+from .files.classifier_file import CLASSIFIER
+from .files.document import savable
+from .files.pickling import Packer
 from .images.reading import Images
 from .labels import (
     check_indicators,

@@ -20,10 +20,11 @@ from .backbones import Backbone, Pool, Pooling, spatial_axes
 from .base import ImageEstimator
 from .cache import empty_rows
 from .constraints import Options, StrOptions
-from .files.layout import FEATURES
-from .files.saving import savable
-from .files.state import Packer, restore_backbone, restore_frozen, store_backbone
-from .frozen.prefix import FrozenPrefix, freeze_stage
+from .files.document import savable
+from .files.features_file import FEATURES
+from .files.pickling import Packer
+from .files.state import restore_backbone, restore_frozen, store_backbone
+from .frozen.prefix import FrozenPrefix, frozen_stage_of
 from .hardware import restore_device, restore_precision
 from .images.reading import Images
 from .summary import Summary, name_of
@@ -199,7 +200,7 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
         return images
 
     def _make_prefix(self, backbone: Backbone) -> FrozenPrefix:
-        return freeze_stage(backbone, self._stage, self._pooling, self.precision_, self.device_)
+        return frozen_stage_of(backbone, self._stage, self._pooling, self.precision_, self.device_)
 
     def transform(self, X: Any) -> Floats:
         """Compute features.
@@ -309,7 +310,7 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
         restore_frozen(backbone, backbone.stage_features(stage, pooling), stored)
         return state | {
             "_backbone": backbone,
-            "_prefix": freeze_stage(backbone, stage, pooling, precision, device),
+            "_prefix": frozen_stage_of(backbone, stage, pooling, precision, device),
             "device_": device,
             "precision_": precision,
         }

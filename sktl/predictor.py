@@ -22,7 +22,8 @@ from torch import nn
 from .backbones import Backbone
 from .base import ImageEstimator, n_rows, rows_at
 from .constraints import Interval, Options, StrOptions
-from .files.state import Packer, plain_rows, read_rows, restore_model, store_model
+from .files.pickling import Packer
+from .files.state import plain_rows, read_rows, restore_model, store_model
 from .images.augmentation import AUGMENTATIONS
 from .images.errors import UnreadableImagesError
 from .images.kinds import kind_of, looks_like_one_picture, one_picture_message

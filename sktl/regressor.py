@@ -15,9 +15,9 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from .constraints import StrOptions
-from .files.layout import REGRESSOR
-from .files.saving import savable
-from .files.state import Packer
+from .files.document import savable
+from .files.pickling import Packer
+from .files.regressor_file import REGRESSOR
 from .labels import check_numbers, check_sample_weight, standardization
 from .messages import shown
 from .model.explain import explain_images

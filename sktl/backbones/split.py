@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
@@ -46,6 +47,9 @@ class Splitter(Protocol):
 
     def suffix(self, depth: int, pooling: Pooling) -> nn.Module:
         """Everything after the cut up to the pooled features, as an independent copy."""
+
+    def rest(self, depth: int, pooling: Pooling) -> nn.Module:
+        """What `suffix` copies, in evaluation mode; shares the network's weights."""
 
     def stage_features(self, stage: int) -> nn.Module:
         """The network up to the end of one stage, without pooling."""
@@ -146,11 +150,19 @@ class TracedNetwork:
         """See :class:`Splitter`."""
         if depth == len(self.stages):
             return nn.Identity()
-        start = self.anatomy.stages[depth - 1].end if depth else None
-        end = self._pooled(pooling)
+        start, end = self._end_of(depth), self._pooled(pooling)
         if start == end:
             return Pool(pooling)
-        return nn.Sequential(copy.deepcopy(self.cut(start, end)), Pool(pooling))
+        return nn.Sequential(self.cut(start, end), Pool(pooling))
+
+    def rest(self, depth: int, pooling: Pooling) -> nn.Module:
+        """See :class:`Splitter`."""
+        if depth == len(self.stages):
+            return nn.Identity()
+        start, end = self._end_of(depth), self._pooled(pooling)
+        if start == end:
+            return Pool(pooling).eval()
+        return nn.Sequential(self._part(start, end), Pool(pooling)).eval()
 
     def stage_features(self, stage: int) -> nn.Module:
         """See :class:`Splitter`."""
@@ -162,8 +174,7 @@ class TracedNetwork:
             self._pooled(pooling) if stage is None else self.anatomy.stages[stage].end
             for stage in stages
         ]
-        start = self.anatomy.stages[depth - 1].end if depth else None
-        graph = _subgraph(self.network, self.graph.eval, start, ends)
+        graph = _subgraph(self.network, self.graph.eval, self._end_of(depth), ends)
         return nn.Sequential(fx.GraphModule(self.network, graph), SideBySide(pooling)).eval()
 
     def stage_shape(self, stage: int) -> tuple[int, ...]:
@@ -199,12 +210,25 @@ class TracedNetwork:
         return before, nn.Sequential(after, pool)
 
     def cut(self, start: str | None, end: str | None) -> CutNetwork:
-        """Cut out the part between two boundaries; None is the image or the logits."""
+        """Copy the part between two boundaries; None is the image or the logits."""
+        memo: dict[int, object] = {}  # both graphs have the same layers
         train = _subgraph(self.network, self.graph.train, start, end)
+        body = with_own_layers(self.network, train, memo)
+        if self._runs_the_same_in_both_modes:
+            return CutNetwork(body, body)
         evaluation = _subgraph(self.network, self.graph.eval, start, end)
-        return CutNetwork(
-            fx.GraphModule(self.network, train), fx.GraphModule(self.network, evaluation)
+        return CutNetwork(body, with_own_layers(self.network, evaluation, memo))
+
+    @cached_property
+    def _runs_the_same_in_both_modes(self) -> bool:
+        train, evaluation = (
+            graph.python_code("self").src for graph in (self.graph.train, self.graph.eval)
         )
+        return train == evaluation
+
+    def _end_of(self, depth: int) -> str | None:
+        """Boundary after some stages."""
+        return self.anatomy.stages[depth - 1].end if depth else None
 
     def _part(self, start: str | None, end: str | None) -> fx.GraphModule:
         graph = _subgraph(self.network, self.graph.eval, start, end)
@@ -213,6 +237,34 @@ class TracedNetwork:
     def _pooled(self, pooling: Pooling) -> str:
         """Boundary that the pooling reads."""
         return self.anatomy.features if pooling == "auto" else self.anatomy.stages[-1].end
+
+
+def with_own_layers(
+    network: nn.Module, graph: fx.Graph, memo: dict[int, object] | None = None
+) -> fx.GraphModule:
+    """Make a module of a graph and of copies of the layers and tensors that it calls.
+
+    Takes a part of the time of ``copy.deepcopy``, which copies the graph node by node as well.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Has the layers; it isn't changed.
+    graph : torch.fx.Graph
+        Becomes the module's own.
+    memo : dict, default=None
+        Copies that were made before, as for ``copy.deepcopy``.
+    """
+    memo = {} if memo is None else memo
+    part = fx.GraphModule(network, graph)  # has the very layers of the network as yet
+    for name, child in list(part.named_modules(remove_duplicate=False)):
+        if name and "." not in name:
+            setattr(part, name, copy.deepcopy(child, memo))
+    for name, parameter in list(part.named_parameters("", False, False)):
+        setattr(part, name, copy.deepcopy(parameter, memo))
+    for name, buffer in list(part.named_buffers("", False, False)):
+        setattr(part, name, copy.deepcopy(buffer, memo))
+    return part
 
 
 def _subgraph(
@@ -279,6 +331,10 @@ class OpaqueNetwork:
         if depth:
             return nn.Identity()
         return nn.Sequential(copy.deepcopy(self._headless()), Pool(pooling))
+
+    def rest(self, depth: int, pooling: Pooling) -> nn.Module:
+        """See :class:`Splitter`."""
+        return nn.Identity() if depth else self.prefix(1, pooling)
 
     def stage_features(self, stage: int) -> nn.Module:
         """See :class:`Splitter`."""

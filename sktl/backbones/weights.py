@@ -20,7 +20,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 from ..images.preprocessing import Recipe, Size
 from ..messages import shown
-from . import efficientnet_lite
+from .efficientnet_lite import LITES, load_published_state
 from .hubs import hub_recipe, is_of_hub
 from .registry import EMBEDDED, default_weights
 
@@ -112,8 +112,8 @@ def find_weights(backbone: Any, weights: Any) -> WeightsSource:
             f"weights={shown(weights)} needs a backbone with a name. A module comes with its own "
             'weights: leave weights="DEFAULT", or give the path of a state dict.'
         )
-    if backbone == EMBEDDED:
-        return _embedded_source(weights)
+    if backbone in LITES:
+        return _lite_source(backbone, weights)
     return _torchvision_source(_member(backbone, weights))
 
 
@@ -126,27 +126,24 @@ def _is_path(weights: Any) -> bool:
 
 
 def _own_recipe(backbone: Any) -> Recipe:
-    if backbone == EMBEDDED:
-        return efficientnet_lite.RECIPE
     if is_of_hub(backbone):
         return hub_recipe(backbone)
     if isinstance(backbone, str):
+        if backbone in LITES:
+            return LITES[backbone].recipe
         return Recipe.from_transforms(default_weights(backbone).transforms())
     return IMAGENET_RECIPE
 
 
-def _embedded_source(weights: Any) -> WeightsSource:
+def _lite_source(backbone: str, weights: Any) -> WeightsSource:
     if weights not in ("DEFAULT", "IMAGENET1K"):
         raise ValueError(
-            f"{EMBEDDED} has no weights {shown(weights)}; choose 'DEFAULT', a path to a state "
+            f"{backbone} has no weights {shown(weights)}; choose 'DEFAULT', a path to a state "
             "dict, or None for random weights."
         )
-    return WeightsSource(
-        efficientnet_lite.RECIPE,
-        efficientnet_lite.load_embedded_state,
-        "IMAGENET1K",
-        f"sha256:{efficientnet_lite.SHA256}",
-    )
+    lite = LITES[backbone]
+    read = functools.partial(load_published_state, backbone)
+    return WeightsSource(lite.recipe, read, "IMAGENET1K", f"sha256:{lite.sha256}")
 
 
 def _member(backbone: str, weights: Any) -> WeightsEnum:

@@ -20,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops import StochasticDepth
 
 from ..backbones import CutNetwork, pad_same
+from ..backbones.split import with_own_layers
 from ..images.preprocessing import Normalize
 from . import onednn
 from .onednn import NOTHING, RELU, RELU6, Activation
@@ -84,9 +85,10 @@ def fold_norms(module: nn.Module) -> nn.Module:
         module = module.evaluation
     if type(module) is nn.Sequential:  # a subclass may have a forward of its own
         return nn.Sequential(*(fold_norms(part) for part in module)).eval()
-    copied = copy.deepcopy(module).eval()
-    if isinstance(copied, fx.GraphModule):
-        _fold_in(copied)
+    if not isinstance(module, fx.GraphModule):
+        return copy.deepcopy(module).eval()
+    copied = with_own_layers(module, copy.deepcopy(module.graph)).eval()
+    _fold_in(copied)
     return copied
 
 

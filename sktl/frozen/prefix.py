@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
-import json
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
-from itertools import chain
+from dataclasses import dataclass
 
 import torch
 import xxhash
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ..backbones import Backbone, Pooling, Stages
-from ..cache import FeatureCache, empty_rows
-from ..cache.leases import Claims
+from ..cache import FeatureCache
 from ..hardware import PRECISIONS
 from ..images import jpeg
 from ..images.augmentation import View
-from ..images.preprocessing import Recipe
 from ..images.reading import Images
-from .module import FrozenModule, ahead, computed_by
+from .fingerprint import fingerprint
+from .gathering import PER_LOOKUP, Rows, Share, first_of_each
+from .module import FrozenModule, computed_by
 
 _REVISION = 4  # of how images are decoded and prepared; others than kept features are then made
-_PER_LOOKUP = 128  # rows that are looked for, or held, at a time
-_PREPARED = 32  # images a thread prepares at a time
 _PAUSE = 0.05  # seconds between two looks for rows that another process computes
+
+
+@dataclass
+class Prepared:
+    """What is made of one part of a backbone, once for all who use it.
+
+    It belongs to the backbone and knows nothing of it, so that both go together.
+
+    Attributes
+    ----------
+    key : bytes or None
+        See :attr:`FrozenPrefix.key`.
+    module : FrozenModule or None
+    n_images : int
+        How many images the module was run on.
+    """
+
+    key: bytes | None = None
+    module: FrozenModule | None = None
+    n_images: int = 0
 
 
 class FrozenPrefix:
@@ -42,11 +57,8 @@ class FrozenPrefix:
         None leaves a stage's output as it is.
     precision : {"float32", "bfloat16"}
     device : torch.device
-
-    Attributes
-    ----------
-    n_images : int
-        How many images it was run on.
+    prepared : Prepared or None, default=None
+        What others have made of the same; None is nothing.
     """
 
     def __init__(
@@ -56,25 +68,29 @@ class FrozenPrefix:
         pooling: Pooling | None,
         precision: str,
         device: torch.device,
+        prepared: Prepared | None = None,
     ) -> None:
-        self._reference = weakref.ref(backbone)  # which the table of prefixes must not keep alive
+        self._backbone = backbone
+        self._prepared = Prepared() if prepared is None else prepared
         self.recipe = backbone.recipe
         self.stage = stage
         self.pooling = pooling
         self.precision = precision
         self.device = device
-        self.n_images = 0
 
     @property
-    def _backbone(self) -> Backbone:
-        backbone = self._reference()
-        if backbone is None:
-            raise RuntimeError("A frozen prefix was used after its backbone was gone.")
-        return backbone
+    def n_images(self) -> int:
+        """How many images the network was run on."""
+        return self._prepared.n_images
 
-    @cached_property
+    @property
     def key(self) -> bytes:
         """Hash of all that the features depend on, other than the image."""
+        if self._prepared.key is None:
+            self._prepared.key = self._hash()
+        return self._prepared.key
+
+    def _hash(self) -> bytes:
         in_use = computed_by(self.device, PRECISIONS[self.precision])
         environment = (
             *(_REVISION, jpeg.decoder(), self.precision, torch.__version__),
@@ -84,12 +100,14 @@ class FrozenPrefix:
         if self._backbone.identity is not None:
             place = (self._backbone.identity, self.stage, self.pooling)
             return xxhash.xxh3_128_digest(repr((place, environment, hardware)).encode())
-        return _fingerprint(self._plain(), (self.recipe, environment, hardware))
+        return fingerprint(self._plain(), (self.recipe, environment, hardware))
 
-    @cached_property
+    @property
     def module(self) -> FrozenModule:
         """The network up to here, built when it is first needed."""
-        return FrozenModule(self._plain(), self.precision, self.device)
+        if self._prepared.module is None:
+            self._prepared.module = FrozenModule(self._plain(), self.precision, self.device)
+        return self._prepared.module
 
     def _plain(self) -> nn.Module:
         return self._backbone.stage_features(self.stage, self.pooling)
@@ -131,7 +149,7 @@ class FrozenPrefix:
             of zeros instead, and the cache keeps nothing of it.
         """
         wanted = range(len(images)) if indices is None else indices
-        rows = _Rows(len(wanted), tell)
+        rows = Rows(len(wanted), tell)
         digests = []
         if cache is not None or view is not None:
             digests = [images.digest(i) for i in wanted]
@@ -155,9 +173,9 @@ class FrozenPrefix:
                 rows.put(batch, features)
         else:
             with cache.claims() as claims:
-                share = _Share(self.key, cache, claims, digests, rows, is_bad)
+                share = Share(self.key, cache, claims, digests, rows, is_bad)
                 missing = self._continue_from_shallower(share, share.look_up(range(len(digests))))
-                first = _first_of_each(digests, missing)
+                first = first_of_each(digests, missing)
                 todo = list(to_run(list(first.values())))
                 while todo:
                     for batch, features in self._run(load, todo, n_jobs, share.take):
@@ -185,17 +203,17 @@ class FrozenPrefix:
         if not places:
             return  # the network isn't needed, and perhaps not there yet
         for batch, features in self.module.map(load, places, n_jobs, select):
-            self.n_images += len(batch)
+            self._prepared.n_images += len(batch)
             yield batch, features
 
-    def _continue_from_shallower(self, share: _Share, missing: list[int]) -> list[int]:
+    def _continue_from_shallower(self, share: Share, missing: list[int]) -> list[int]:
         """Go on from features of earlier stages, where the cache has them."""
         for depth, prefix in self._shallower():
             if not missing:
                 break
             module: FrozenModule | None = None
-            for start in range(0, len(missing), _PER_LOOKUP):
-                held = share.find(missing[start : start + _PER_LOOKUP], prefix.key)
+            for start in range(0, len(missing), PER_LOOKUP):
+                held = share.find(missing[start : start + PER_LOOKUP], prefix.key)
                 if not held:
                     continue
                 module = module or self._continuation(depth)
@@ -213,265 +231,42 @@ class FrozenPrefix:
         else:
             most = n_stages if self.stage is None else self.stage + (self.pooling is not None)
         for stage in reversed(range(min(most, n_stages - 1))):
-            name = (stage, None, self.precision, self.device)
+            part = (stage, None, self.precision, self.device)
             # A network without a name must be cut and hashed to know its key: that costs more
             # than it may save, unless it has been done before.
-            if backbone.identity is not None or name in _prefixes.get(backbone, {}):
-                yield stage + 1, _shared(backbone, *name)
+            if backbone.identity is not None or part in backbone.derived:
+                yield stage + 1, frozen_stage_of(backbone, *part)
 
     def _continuation(self, depth: int) -> FrozenModule:
         module = self._backbone.continuation(depth, self.stage, self.pooling)
         return FrozenModule(module, self.precision, self.device)
 
 
-class _Rows:
-    """Features of some images, gathered in one tensor."""
-
-    def __init__(self, n: int, tell: Callable[[int], object] | None = None) -> None:
-        self._n = n
-        self._tell = tell
-        self._tensor: Tensor | None = None
-
-    def put(self, places: Sequence[int], features: Tensor) -> None:
-        """Fill in rows."""
-        if self._tensor is None:
-            self._tensor = empty_rows(self._n, features)
-        self._tensor[torch.as_tensor(places)] = features
-        if self._tell is not None:
-            self._tell(len(places))
-
-    def copy(self, source: int, target: int) -> None:
-        """Fill in a row that equals another."""
-        self.tensor[target] = self.tensor[source]
-        if self._tell is not None:
-            self._tell(1)
-
-    def clear(self, places: Sequence[int]) -> None:
-        """Fill in zeros."""
-        if places:
-            self.tensor[torch.as_tensor(places)] = 0
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing has been filled in."""
-        return self._tensor is None
-
-    @property
-    def tensor(self) -> Tensor:
-        """All rows."""
-        if self._tensor is None:
-            raise ValueError("There are no images to compute features of.")
-        return self._tensor
-
-
-class _Share:
-    """The rows that this process finds or computes, where others may compute the rest.
-
-    Attributes
-    ----------
-    done : set of int
-        Places of the rows that are there.
-    """
-
-    def __init__(
-        self,
-        key: bytes,
-        cache: FeatureCache,
-        claims: Claims | None,
-        digests: Sequence[bytes],
-        rows: _Rows,
-        is_bad: Callable[[int], bool],
-    ) -> None:
-        self._key = key
-        self._cache = cache
-        self._claims = claims
-        self._digests = digests
-        self._rows = rows
-        self._is_bad = is_bad
-        self.done: set[int] = set()
-
-    def _keys(self, places: Sequence[int], key: bytes | None = None) -> list[bytes]:
-        return [(key or self._key) + self._digests[i] for i in places]
-
-    def find(self, places: Sequence[int], key: bytes | None = None) -> dict[int, Tensor]:
-        """Give the rows that the cache has, of this prefix or of another."""
-        found = self._cache.get(self._keys(places, key))
-        return {i: row for i, row in zip(places, found, strict=True) if row is not None}
-
-    def look_up(self, places: Sequence[int]) -> list[int]:
-        """Take what the cache has; give the places of what it lacks."""
-        for start in range(0, len(places), _PER_LOOKUP):
-            held = self.find(places[start : start + _PER_LOOKUP])
-            if held:
-                self._rows.put(list(held), torch.stack(list(held.values())))
-                self.done.update(held)
-        return [i for i in places if i not in self.done]
-
-    def take(self, places: Sequence[int]) -> Sequence[int]:
-        """Claim rows; give the places of those to compute."""
-        if self._claims is None:
-            return places
-        taken = self._claims.take(self._keys(places))
-        ours = [i for i, is_ours in zip(places, taken, strict=True) if is_ours]
-        if self._claims.any_there(self._keys(ours)):  # others may have finished some meanwhile
-            return self.look_up(ours)
-        return ours
-
-    def put(self, places: Sequence[int], features: Tensor) -> None:
-        """Keep rows that have been computed, those of images that can be read in the cache, too."""
-        good = [n for n, i in enumerate(places) if not self._is_bad(i)]
-        if good:
-            kept = features if len(good) == len(places) else features[torch.as_tensor(good)]
-            self._cache.put(self._keys([places[n] for n in good]), kept)
-        self._rows.put(places, features)
-        self.done.update(places)
-
-
 def _stacked(rows: dict[int, Tensor]) -> Callable[[Sequence[int]], Tensor]:
     return lambda places: torch.stack([rows[i] for i in places])
 
 
-def _first_of_each(digests: Sequence[bytes], places: Sequence[int]) -> dict[bytes, int]:
-    first: dict[bytes, int] = {}
-    for i in places:
-        first.setdefault(digests[i], i)
-    return first
-
-
-def run_on_images(
-    module: FrozenModule,
-    recipe: Recipe,
-    images: Images,
-    indices: Sequence[int] | None = None,
-    n_jobs: int = 1,
-) -> Tensor:
-    """Run a module on images, of which nothing is kept; None is all of them."""
-    wanted = range(len(images)) if indices is None else indices
-
-    def load(places: Sequence[int]) -> Tensor:
-        return recipe.read(images, [wanted[i] for i in places])
-
-    return torch.cat([rows for _, rows in module.map(load, range(len(wanted)), n_jobs)])
-
-
-def prepare_all(
-    images: Images, recipe: Recipe, n_jobs: int, tell: Callable[[int], object] | None = None
-) -> Tensor:
-    """Prepare all images without running a network on them.
-
-    Returns
-    -------
-    uint8 tensor of shape (n, 3, crop, crop)
-    """
-    n = len(images)
-    rows = _Rows(n, tell)
-    batches = [range(i, min(i + _PREPARED, n)) for i in range(0, n, _PREPARED)]
-
-    def load(batch: Sequence[int]) -> Tensor:
-        return recipe.read(images, batch)
-
-    for batch, prepared in ahead(load, batches, max(n_jobs, torch.get_num_threads())):
-        rows.put(batch, prepared)
-    return rows.tensor
-
-
-# Prefixes by backbone, so that all fits of a search share one.
-_prefixes: weakref.WeakKeyDictionary[Backbone, dict[object, FrozenPrefix]] = (
-    weakref.WeakKeyDictionary()
-)
-
-
-def freeze_prefix(
+def frozen_prefix_of(
     backbone: Backbone, depth: int, pooling: Pooling, precision: str, device: torch.device
 ) -> FrozenPrefix | None:
-    """Freeze the first stages of a backbone; None if `depth` is 0."""
+    """The first stages of a backbone; None if `depth` is 0."""
     if depth == 0:
         return None
     if depth == len(backbone.stages):
-        return freeze_stage(backbone, None, pooling, precision, device)
-    return _shared(backbone, depth - 1, None, precision, device)
+        return frozen_stage_of(backbone, None, pooling, precision, device)
+    return frozen_stage_of(backbone, depth - 1, None, precision, device)
 
 
-def freeze_stage(
-    backbone: Backbone,
-    stage: Stages,
-    pooling: Pooling,
-    precision: str,
-    device: torch.device,
-) -> FrozenPrefix:
-    """Freeze a backbone up to pooled stages, or up to what the classifier reads."""
-    return _shared(backbone, stage, pooling, precision, device)
-
-
-def _shared(
+def frozen_stage_of(
     backbone: Backbone,
     stage: Stages,
     pooling: Pooling | None,
     precision: str,
     device: torch.device,
 ) -> FrozenPrefix:
-    kept = _prefixes.setdefault(backbone, {})
-    name = (stage, pooling, precision, device)
-    if name not in kept:
-        kept[name] = FrozenPrefix(backbone, stage, pooling, precision, device)
-    return kept[name]
+    """A backbone up to some stages, or up to what the classifier reads.
 
-
-def recall_stages(cache: FeatureCache | None, identity: bytes) -> tuple[str, ...] | None:
-    """Names of the stages of a backbone that was used with this cache before."""
-    (found,) = [None] if cache is None else cache.get([_stages_key(identity)])
-    return None if found is None else tuple(json.loads(bytes(found.tolist())))
-
-
-def remember_stages(cache: FeatureCache | None, backbone: Backbone) -> None:
-    """Keep what :func:`recall_stages` gives."""
-    if cache is None or backbone.identity is None or not backbone.is_loaded:
-        return
-    key = _stages_key(backbone.identity)
-    if cache.get([key])[0] is None:
-        text = json.dumps(backbone.stages).encode()
-        cache.put([key], torch.tensor([list(text)], dtype=torch.uint8))
-
-
-def _stages_key(identity: bytes) -> bytes:
-    return xxhash.xxh3_128_digest(identity + b"stages")
-
-
-def named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers, also those that a state dict leaves out.
-
-    A network that a callable makes may draw such a buffer at random.
+    Whoever asks for the same, as all fits of a search do, shares what has been prepared.
     """
-    return dict(
-        chain(
-            module.named_parameters(remove_duplicate=False),
-            module.named_buffers(remove_duplicate=False),
-        )
-    )
-
-
-def _fingerprint(module: nn.Module, *facts: object) -> bytes:
-    """Hash code, settings and weights, and what else changes the numbers."""
-    hasher = xxhash.xxh3_128()
-
-    def add(*facts: object) -> None:
-        hasher.update(repr(facts).encode())
-
-    add(*facts)
-    for name, part in module.named_modules():
-        code = part.code if isinstance(part, fx.GraphModule) else ""
-        add(name, type(part).__qualname__, code, part.extra_repr(), sorted(_settings(part).items()))
-    for name, tensor in named_tensors(module).items():
-        add(name, tensor.dtype, tuple(tensor.shape))
-        hasher.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return hasher.digest()
-
-
-def _settings(module: nn.Module) -> dict[str, object]:
-    """Plain attributes, which a forward method may read."""
-    plain = (bool, int, float, str, tuple, list, dict)
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if isinstance(value, plain) and not name.startswith("_")
-    }
+    prepared = backbone.derived.setdefault((stage, pooling, precision, device), Prepared())
+    return FrozenPrefix(backbone, stage, pooling, precision, device, prepared)

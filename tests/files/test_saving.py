@@ -282,7 +282,7 @@ def test_without_the_backbone_there_is_no_sample(saved, X, y):
 
 
 def test_a_large_sample_is_left_out(fitted, path, monkeypatch):
-    monkeypatch.setattr(sktl.files.layout, "_SAMPLE_BYTES", 1000)
+    monkeypatch.setattr(sktl.files.classifier_file, "_SAMPLE_BYTES", 1000)
     assert reload(fitted, path)._sample is None
 
 

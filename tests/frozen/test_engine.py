@@ -3,7 +3,6 @@
 import sys
 import threading
 import warnings
-import weakref
 from functools import partial
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import fx, nn
 
 from sktl import PretrainedImageClassifier
 from sktl.backbones import load_backbone
-from sktl.frozen import engine, prefix
+from sktl.frozen import engine
 from sktl.frozen.engine import EngineNetwork, engine_name, is_worth_it
 from sktl.frozen.fusion import fold_norms, fuse, kernels
 from sktl.frozen.module import FrozenModule, computed_by
@@ -166,7 +165,7 @@ def test_a_fit_without_the_engine_gives_the_same(package, digits, monkeypatch):
     X, y = digits[0][:40], digits[1][:40]
     make = partial(PretrainedImageClassifier, image_size=32, cache=None)
     wanted = make().fit(X, y).predict_proba(X)
-    monkeypatch.setattr(prefix, "_prefixes", weakref.WeakKeyDictionary())  # where it runs already
+    make()._load_backbone().derived.clear()  # where it runs already
     monkeypatch.setitem(sys.modules, package, None)  # an installation that is broken
     with pytest.warns(RuntimeWarning, match="runs in torch"):
         found = make(random_state=0).fit(X, y).predict_proba(X)

@@ -20,7 +20,7 @@ from sktl import PretrainedImageClassifier, PretrainedImageFeatures, load_image_
 from sktl.backbones import load_backbone
 from sktl.cache import DirectoryCache, MemoryCache
 from sktl.frozen.module import FrozenModule
-from sktl.frozen.prefix import FrozenPrefix, freeze_prefix, freeze_stage
+from sktl.frozen.prefix import FrozenPrefix, frozen_prefix_of, frozen_stage_of
 from sktl.images import jpeg
 from sktl.images.format import learn_format
 from sktl.images.preprocessing import Recipe
@@ -61,7 +61,7 @@ def test_fusing_keeps_other_networks_right(name, photographs):
     depth = len(backbone.stages)
     with torch.inference_mode():
         plain = backbone.prefix(depth, "auto")(batch)
-    fast = freeze_prefix(backbone, depth, "auto", "float32", CPU)
+    fast = frozen_prefix_of(backbone, depth, "auto", "float32", CPU)
     torch.testing.assert_close(fast.module(batch), plain, rtol=1e-3, atol=1e-3)
 
 
@@ -115,7 +115,7 @@ def test_without_a_cache_every_image_is_computed_again(prefix, photographs):
 
 
 def key_of(backbone, depth=8, precision="float32"):
-    return freeze_prefix(backbone, depth, "auto", precision, CPU).key
+    return frozen_prefix_of(backbone, depth, "auto", precision, CPU).key
 
 
 def test_the_key_tells_what_changes_the_features(backbone):
@@ -125,7 +125,7 @@ def test_the_key_tells_what_changes_the_features(backbone):
         key_of(backbone, precision="bfloat16"),
         key_of(load_backbone("efficientnet_lite0", "DEFAULT", 96)),
         key_of(load_backbone("efficientnet_lite0", None, 64, seed=0)),
-        freeze_stage(backbone, None, "flatten", "float32", CPU).key,
+        frozen_stage_of(backbone, None, "flatten", "float32", CPU).key,
     ]
     assert key_of(backbone) == same
     assert same not in others
@@ -196,7 +196,7 @@ def test_files_are_read_while_the_network_runs(prefix, photographs, tmp_path, mo
 def test_a_search_computes_each_image_once(digits):
     X, y = digits
     clf = PretrainedImageClassifier(image_size=33, precision="float32", random_state=0)
-    shared = freeze_stage(clf._load_backbone(), None, "auto", "float32", CPU)
+    shared = frozen_stage_of(clf._load_backbone(), None, "auto", "float32", CPU)
     search = GridSearchCV(clf, {"weight_decay": [1e-2, 1e-3, 1e-4]}, cv=4)
     search.fit(X, y)
     search.predict(X)
@@ -240,10 +240,10 @@ def test_a_deeper_boundary_goes_on_from_a_shallower_one(
     images = images_of(photographs[0])
     cache = DirectoryCache(tmp_path)
     n = len(backbone.stages)
-    freeze_prefix(backbone, n - 2, "auto", precision, CPU).compute(images, cache)
-    deeper = [freeze_prefix(backbone, d, "auto", precision, CPU) for d in (n - 1, n)]
-    deeper.append(freeze_stage(backbone, n - 3, "avg", precision, CPU))
-    deeper.append(freeze_stage(backbone, n - 2, "avg", precision, CPU))
+    frozen_prefix_of(backbone, n - 2, "auto", precision, CPU).compute(images, cache)
+    deeper = [frozen_prefix_of(backbone, d, "auto", precision, CPU) for d in (n - 1, n)]
+    deeper.append(frozen_stage_of(backbone, n - 3, "avg", precision, CPU))
+    deeper.append(frozen_stage_of(backbone, n - 2, "avg", precision, CPU))
     for prefix in deeper:
         found = prefix.compute(images, cache)
         torch.testing.assert_close(found, prefix.compute(images), rtol=2e-2, atol=2e-2)
@@ -255,8 +255,8 @@ def test_a_deeper_boundary_goes_on_from_a_shallower_one(
 def test_images_that_the_shallower_features_lack_are_computed(backbone, counted, photographs):
     X = photographs[0]
     cache = MemoryCache(10**9)
-    freeze_prefix(backbone, 6, "auto", "float32", CPU).compute(images_of(X[:5]), cache)
-    whole = freeze_prefix(backbone, 8, "auto", "float32", CPU)
+    frozen_prefix_of(backbone, 6, "auto", "float32", CPU).compute(images_of(X[:5]), cache)
+    whole = frozen_prefix_of(backbone, 8, "auto", "float32", CPU)
     found = whole.compute(images_of(X), cache)
     assert counted == {5: 5, None: 7}
     torch.testing.assert_close(found, whole.compute(images_of(X)), rtol=1e-4, atol=1e-4)
