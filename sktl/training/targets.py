@@ -37,11 +37,14 @@ class Target(ABC):
         What the history calls the score of rows that are watched, after "valid_".
     criteria : tuple of str
         The losses that have a name.
+    bears_dropout : bool
+        Whether stages that train lose features as the network itself does in training.
     """
 
     kind: ClassVar[str]
     score_name: ClassVar[str]
     criteria: ClassVar[tuple[str, ...]]
+    bears_dropout: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -429,6 +432,8 @@ class Numbers(Target):
     kind: ClassVar[str] = "numbers"
     score_name: ClassVar[str] = "r2"
     criteria: ClassVar[tuple[str, ...]] = tuple(_LOSSES)
+    # Each feature that is lost moves the number, where classes care for the greatest output alone.
+    bears_dropout: ClassVar[bool] = False
 
     @property
     def n_outputs(self) -> int:
