@@ -1,10 +1,10 @@
 """Speed of each backbone beside the embedded one, with size and accuracy, as a table in CSV.
 
-``python backbones.py > backbones.csv`` makes the table of docs/backbones.md, and ``--networks 3`` the
-rows of EfficientNet-Lite alone. The networks have
-random weights, which cost what trained ones cost; sizes and accuracies are those that torchvision
-states for its default weights, whose image size is used. The two networks of a row run in turns on
-one thread, and what counts is the processor's time, which other processes change little.
+``python backbones.py > backbones.csv`` makes the table of docs/backbones.md, and ``--networks
+3`` the rows of EfficientNet-Lite alone. The networks have random weights, which cost what
+trained ones cost; sizes and accuracies are those that torchvision states for its default
+weights, whose image size is used. The two networks of a row run in turns on one thread, and
+what counts is the processor's time, which other processes change little.
 """
 
 from __future__ import annotations

@@ -63,13 +63,17 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         Which stages keep their weights, batch-norm statistics included: all of them (only the
         head trains), none, the first k (-1 leaves the last stage to train), or those up to and
         including the one with this name. ``stages_`` lists them.
-    pooling : {"auto", "avg", "flatten"}, default="auto"
-        How the last stage's map becomes a vector: as the network itself does up to its last
-        linear layer, by the mean over positions, or by laying all positions side by side.
+    pooling : {"auto", "stages", "network", "avg", "flatten"}, default="auto"
+        What the head reads. "network" is what the network itself hands to its last linear layer.
+        "stages" is that and, beside it, quarters of the means over positions of up to three stages
+        before the last [7]_. "avg" is the mean over positions of the last stage's map, and
+        "flatten" all its positions. "auto" is "stages" where all stages are frozen and make maps,
+        as those of convolutional networks do, and "network" elsewhere.
     head : {"auto", "linear", "root"}, tuple of int or callable, default="auto"
         A linear layer, one on the features' square roots, hidden layers of these widths with ReLU,
         or what makes a module of ``(in_features, n_classes)``. "auto" is "root" where features
-        are never negative, as behind a ReLU, and "linear" elsewhere [4]_.
+        are never negative, as behind a ReLU, or are those of several stages, and "linear"
+        elsewhere [4]_.
     dropout : float, default=0.0
         Share of its inputs that each linear layer of the head loses in training.
     augment : {"light", "trivialaugment", "randaugment"}, callable or None, default=None
@@ -263,6 +267,8 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
        arXiv:2101.06395.
     .. [5] C. Guo et al., On Calibration of Modern Neural Networks (2017), arXiv:1706.04599.
     .. [6] K. Sechidis et al., On the Stratification of Multi-Label Data (2011), ECML PKDD.
+    .. [7] U. Evci et al., Head2Toe: Utilizing Intermediate Representations for Better Transfer
+       Learning (2022), arXiv:2201.03529.
 
     Examples
     --------

@@ -100,6 +100,7 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
 
     _parameter_constraints: dict[str, list[Any]] = ImageEstimator._parameter_constraints | {
         "freeze": [_FreezeDepths()],
+        "pooling": [StrOptions({"auto", "stages", "network", "avg", "flatten"})],
         "head": [StrOptions(set(HEADS)), tuple, callable],
         "dropout": [_SHARE],
         "augment": [StrOptions(set(AUGMENTATIONS)), callable, None],
@@ -267,7 +268,7 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         return Setup(
             backbone=backbone,
             depth=depth,
-            pooling=self.pooling,
+            pooling=backbone.choose_pooling(self.pooling, depth),
             head=self.head,
             dropout=self.dropout,
             plan=self._plan(target, depth == len(backbone.stages), seed, partial),

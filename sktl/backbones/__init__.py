@@ -74,8 +74,8 @@ class Backbone:
     identity : bytes or None, default=None
         Hash of name, weights and preprocessing, which stands for all that the network computes;
         None if only the network itself can tell.
-    known_stages : tuple of str or None, default=None
-        Names of the stages, where they are known without loading.
+    known_stages, known_sides : tuples or None, default=None
+        The `stages` and `sides`, where they are known without loading.
     derived : dict
         What others have made of the network, by names of theirs. All who use the network share it,
         and it goes when the network goes; so it must not refer to this object.
@@ -86,6 +86,7 @@ class Backbone:
     load: Callable[[], Splitter]
     identity: bytes | None = None
     known_stages: tuple[str, ...] | None = None
+    known_sides: tuple[int, ...] | None = None
     derived: dict[object, Any] = field(default_factory=dict, init=False, repr=False)
     _splitter: Splitter | None = field(default=None, repr=False)
 
@@ -107,6 +108,42 @@ class Backbone:
     def stages(self) -> tuple[str, ...]:
         """Names of the stages in forward order."""
         return self.splitter.stages if self.known_stages is None else self.known_stages
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Stages that a head reads with pooling="stages", beside what the classifier reads."""
+        return self.splitter.sides if self.known_sides is None else self.known_sides
+
+    def choose_pooling(self, pooling: str, depth: int) -> Pooling:
+        """Find what a head reads, by an estimator's `pooling` and the number of frozen stages.
+
+        "auto" takes several stages where all are frozen. That gains most where the pictures are
+        far from those that the network has learned from, or smaller; what training does to the
+        last stages gains the same.
+
+        Raises
+        ------
+        ValueError
+            If several stages are asked for, and the network has none that make maps, or some of
+            them would lie before those that train.
+        """
+        n = len(self.stages)
+        if pooling in ("auto", "network"):
+            return "stages" if pooling == "auto" and depth == n and self.sides else "auto"
+        if pooling == "stages" and not self.sides:
+            raise ValueError(
+                'pooling="stages" reads the last stages that make maps, and this network has none '
+                'before its last. Choose pooling="network".'
+            )
+        most = self.sides[0] + 1 if pooling == "stages" else n
+        if most < depth < n:
+            raise ValueError(
+                f'pooling="stages" reads the stages {[self.stages[i] for i in self.sides]}, of '
+                f"which some are frozen and others train with {depth} frozen stages. Freeze all or "
+                f'at most {most}, or choose pooling="network".'
+            )
+        found: Pooling = pooling  # type: ignore[assignment]  # the estimators allow no other
+        return found
 
     def freeze_depth(self, freeze: int | str) -> int:
         """Number of frozen stages that the parameter `freeze` means.
@@ -161,19 +198,17 @@ class Backbone:
         rest = self.splitter.rest(depth, pooling)
         return rest if depth else nn.Sequential(self._normalize(), rest).eval()
 
-    def halves(self, network: nn.Module, stage: int) -> tuple[nn.Module, nn.Module]:
-        """Cut what ``suffix(0, pooling)`` gave, perhaps trained since, at the end of a stage.
+    def inserted(
+        self, network: nn.Module, stage: int, module: nn.Module, *, past_norm: bool = False
+    ) -> nn.Module:
+        """What ``suffix(0, pooling)`` gave, perhaps trained since, with a module in it.
 
-        Returns
-        -------
-        before : torch.nn.Module
-            From uint8 images to the stage's output.
-        after : torch.nn.Module
-            From there to pooled features.
+        It is at the end of a stage; with `past_norm` after the layer norm that reads the stage's
+        output, if one does.
         """
         normalize, suffix = network.children()
-        before, after = self.splitter.halves(suffix, stage)
-        return nn.Sequential(normalize, before), after
+        inserted = self.splitter.inserted(suffix, stage, module, past_norm=past_norm)
+        return nn.Sequential(normalize, inserted)
 
     def suffix_stages(self, depth: int, suffix: nn.Module) -> dict[str, int]:
         """The stage of modules and weights of a suffix, counted from its first, by name.
@@ -277,7 +312,7 @@ def load_backbone(
     weights: Any = "DEFAULT",
     image_size: Size | None = None,
     seed: int | None = None,
-    recall: Callable[[bytes], tuple[str, ...] | None] | None = None,
+    recall: Callable[[bytes], tuple[tuple[str, ...], tuple[int, ...]] | None] | None = None,
     resize_mode: str = "crop",
     preprocessing: Any = None,
 ) -> Backbone:
@@ -294,7 +329,7 @@ def load_backbone(
     seed : int or None, default=None
         Seed of random weights.
     recall : callable or None, default=None
-        Gives the names of the stages of a backbone with this `identity`, if they are known from
+        Gives the `stages` and `sides` of a backbone with this `identity`, if they are known from
         before; the network is then loaded only when it is needed.
     resize_mode : {"auto", "crop", "squash", "pad"}, default="crop"
         See :class:`sktl.images.preprocessing.Recipe`. "auto" is that of `preprocessing`, or else
@@ -334,8 +369,9 @@ def load_backbone(
     with _lock:
         found = _loaded.get(key) or _load_later(backbone, source, identity)
         if not found.is_loaded:
-            found.known_stages = None if recall is None else recall(identity)
-            found.known_stages = found.stages
+            known = None if recall is None else recall(identity)
+            found.known_stages, found.known_sides = (None, None) if known is None else known
+            found.known_stages, found.known_sides = found.stages, found.sides
         _keep(key, found)
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
@@ -25,9 +25,15 @@ from .graph import (
 from .graph import writes_in_place as _writes_in_place
 from .stages import Anatomy, find_anatomy
 
-Pooling = Literal["auto", "avg", "flatten"]
+_End: TypeAlias = str | list[str] | None  # of a part: one boundary, several, or the logits
+Pooling = Literal["auto", "stages", "avg", "flatten"]
 
+_INSERTED = "sktl_inserted"  # the name of a module that no network has
 _REASON = 150  # characters of torch.fx's own words in a message
+# Of "stages": how many beside the last, and what their averages are multiplied by.
+# benchmarks/accuracy has the study.
+_SIDES = 3
+_SIDE_SHARE = 0.25
 
 
 class Splitter(Protocol):
@@ -51,6 +57,10 @@ class Splitter(Protocol):
     def rest(self, depth: int, pooling: Pooling) -> nn.Module:
         """What `suffix` copies, in evaluation mode; shares the network's weights."""
 
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Stages that a head reads with pooling="stages", beside what the classifier reads."""
+
     def stage_features(self, stage: int) -> nn.Module:
         """The network up to the end of one stage, without pooling."""
 
@@ -66,8 +76,13 @@ class Splitter(Protocol):
     def stage_of_layers(self) -> dict[str, int]:
         """The number of the stage that each of the network's layers and own weights is in."""
 
-    def halves(self, suffix: nn.Module, stage: int) -> tuple[nn.Module, nn.Module]:
-        """Cut the suffix of depth 0, perhaps a trained copy, at the end of a stage."""
+    def inserted(
+        self, suffix: nn.Module, stage: int, module: nn.Module, *, past_norm: bool = False
+    ) -> nn.Module:
+        """The suffix of depth 0, perhaps a trained copy, with a module at the end of a stage.
+
+        With `past_norm` it comes after the layer norm that reads the stage's output, if one does.
+        """
 
 
 class Pool(nn.Module):
@@ -93,15 +108,23 @@ class Pool(nn.Module):
 
 
 class SideBySide(nn.Module):
-    """Pool several outputs of a network, and join the vectors."""
+    """Pool several outputs of a network, and join the vectors.
+
+    With pooling="stages" the last output is what the classifier reads, and all others count for
+    less.
+    """
 
     def __init__(self, how: Pooling) -> None:
         super().__init__()
         self.pool = Pool(how)
+        self.share = _SIDE_SHARE if how == "stages" else 1.0
 
     def forward(self, outputs: Sequence[Tensor]) -> Tensor:
         """Give one vector an image."""
-        return torch.cat([self.pool(output) for output in outputs], dim=1)
+        pooled = [self.pool(output) for output in outputs]
+        if self.share != 1:
+            pooled[:-1] = [self.share * features for features in pooled[:-1]]
+        return torch.cat(pooled, dim=1)
 
 
 def spatial_axes(shape: torch.Size | tuple[int, ...]) -> tuple[int, ...]:
@@ -142,27 +165,32 @@ class TracedNetwork:
 
     def prefix(self, depth: int, pooling: Pooling) -> nn.Module:
         """See :class:`Splitter`."""
-        if depth < len(self.stages):
-            return self.stage_features(depth - 1)
-        return nn.Sequential(self._part(None, self._pooled(pooling)), Pool(pooling)).eval()
+        return self.stage_features(depth - 1) if depth < len(self.stages) else self.rest(0, pooling)
 
     def suffix(self, depth: int, pooling: Pooling) -> nn.Module:
         """See :class:`Splitter`."""
         if depth == len(self.stages):
             return nn.Identity()
-        start, end = self._end_of(depth), self._pooled(pooling)
+        start, end = self._end_of(depth), self._read(pooling)
         if start == end:
             return Pool(pooling)
-        return nn.Sequential(self.cut(start, end), Pool(pooling))
+        return nn.Sequential(self.cut(start, end), _pool_of(end, pooling))
 
     def rest(self, depth: int, pooling: Pooling) -> nn.Module:
         """See :class:`Splitter`."""
         if depth == len(self.stages):
             return nn.Identity()
-        start, end = self._end_of(depth), self._pooled(pooling)
+        start, end = self._end_of(depth), self._read(pooling)
         if start == end:
             return Pool(pooling).eval()
-        return nn.Sequential(self._part(start, end), Pool(pooling)).eval()
+        return nn.Sequential(self._part(start, end), _pool_of(end, pooling)).eval()
+
+    @cached_property
+    def sides(self) -> tuple[int, ...]:
+        """See :class:`Splitter`; the last before the last one, if they make maps."""
+        last = len(self.stages) - 1
+        found = tuple(range(max(0, last - _SIDES), last))
+        return found if all(len(self.stage_shape(stage)) == 4 for stage in found) else ()
 
     def stage_features(self, stage: int) -> nn.Module:
         """See :class:`Splitter`."""
@@ -198,18 +226,28 @@ class TracedNetwork:
                 stage += 1
         return stages
 
-    def halves(self, suffix: nn.Module, stage: int) -> tuple[nn.Module, nn.Module]:
-        """See :class:`Splitter`; both share the suffix's weights."""
+    def inserted(
+        self, suffix: nn.Module, stage: int, module: nn.Module, *, past_norm: bool = False
+    ) -> nn.Module:
+        """See :class:`Splitter`; it shares the suffix's weights."""
         network, pool = suffix.children()
         assert isinstance(network, CutNetwork)
-        body, end = network.evaluation, self.anatomy.stages[stage].end
-        before, after = (
-            fx.GraphModule(body, _subgraph(body, body.graph, *ends)).eval()
-            for ends in ((None, end), (end, None))
-        )
-        return before, nn.Sequential(after, pool)
+        body = network.evaluation
+        graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+        graph.output(graph.graph_copy(body.graph, copies))
+        names = node_names(body.graph).items()
+        place = next(copies[node] for node, name in names if name == self.anatomy.stages[stage].end)
+        norms = [user for user in place.users if _is_layer_norm(body, user)]
+        place = norms[0] if past_norm and norms else place
+        whole = fx.GraphModule(body, graph)
+        whole.add_submodule(_INSERTED, module)
+        with graph.inserting_after(place):
+            after = graph.call_module(_INSERTED, (place,))
+        place.replace_all_uses_with(after, delete_user_cb=lambda user: user is not after)
+        whole.recompile()
+        return nn.Sequential(whole.eval(), pool)
 
-    def cut(self, start: str | None, end: str | None) -> CutNetwork:
+    def cut(self, start: str | None, end: _End) -> CutNetwork:
         """Copy the part between two boundaries; None is the image or the logits."""
         memo: dict[int, object] = {}  # both graphs have the same layers
         train = _subgraph(self.network, self.graph.train, start, end)
@@ -230,13 +268,31 @@ class TracedNetwork:
         """Boundary after some stages."""
         return self.anatomy.stages[depth - 1].end if depth else None
 
-    def _part(self, start: str | None, end: str | None) -> fx.GraphModule:
+    def _part(self, start: str | None, end: _End) -> fx.GraphModule:
         graph = _subgraph(self.network, self.graph.eval, start, end)
         return fx.GraphModule(self.network, graph).eval()
 
     def _pooled(self, pooling: Pooling) -> str:
-        """Boundary that the pooling reads."""
-        return self.anatomy.features if pooling == "auto" else self.anatomy.stages[-1].end
+        """Boundary that the pooling reads last."""
+        of_network = pooling in ("auto", "stages")
+        return self.anatomy.features if of_network else self.anatomy.stages[-1].end
+
+    def _read(self, pooling: Pooling) -> _End:
+        """Boundary that the pooling reads, or several."""
+        last = self._pooled(pooling)
+        if pooling != "stages":
+            return last
+        return [*(self.anatomy.stages[stage].end for stage in self.sides), last]
+
+
+def _pool_of(end: _End, pooling: Pooling) -> nn.Module:
+    return SideBySide(pooling) if isinstance(end, list) else Pool(pooling)
+
+
+def _is_layer_norm(network: nn.Module, node: fx.Node) -> bool:
+    return node.op == "call_module" and isinstance(
+        network.get_submodule(str(node.target)), nn.LayerNorm
+    )
 
 
 def with_own_layers(
@@ -267,19 +323,17 @@ def with_own_layers(
     return part
 
 
-def _subgraph(
-    network: nn.Module, graph: fx.Graph, start: str | None, end: str | list[str] | None
-) -> fx.Graph:
+def _subgraph(network: nn.Module, graph: fx.Graph, start: str | None, end: _End) -> fx.Graph:
     part = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     logits = part.graph_copy(graph, copies)
     by_name = {name: copies[node] for node, name in node_names(graph).items() if node in copies}
-    if start is not None:
-        _start_at(network, part, by_name[start])
     if isinstance(end, list):
         part.output(tuple(_kept(part, by_name[name]) for name in end))
     else:
         part.output(logits if end is None else by_name[end])
+    if start is not None:
+        _start_at(network, part, by_name[start])
     remove_dead_nodes(part)
     for node in list(part.nodes):
         if node.op == "placeholder" and not node.users:
@@ -361,10 +415,14 @@ class OpaqueNetwork:
         """See :class:`Splitter`."""
         return {}  # all are in the one stage
 
-    def halves(self, suffix: nn.Module, stage: int) -> tuple[nn.Module, nn.Module]:
+    sides: tuple[int, ...] = ()
+
+    def inserted(
+        self, suffix: nn.Module, stage: int, module: nn.Module, *, past_norm: bool = False
+    ) -> nn.Module:
         """See :class:`Splitter`; there is one stage only, and the pooling after it."""
         network, pool = suffix.children()
-        return network, pool
+        return nn.Sequential(network, module, pool)
 
     def _headless(self) -> nn.Module:
         """The network with its classifier taken out; its other weights are shared."""

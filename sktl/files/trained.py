@@ -171,6 +171,7 @@ TRAINED_MAY_LACK = MAY_LACK | {
     "skipped_": list_of(integer(0)),
 }
 MODEL = NETWORK | {
+    "pooling": one_of("auto", "stages", "avg", "flatten"),
     "depth": integer(0, 2**15),
     "history": history,
     "same": record({"frozen": mapping_of(text), "trained": mapping_of(text)}),

@@ -228,6 +228,8 @@ class FrozenPrefix:
         n_stages = len(backbone.stages)
         if isinstance(self.stage, tuple):  # all must lie after what was computed
             most = min(n_stages if stage is None else stage for stage in self.stage)
+        elif self.pooling == "stages":
+            most = backbone.sides[0] + 1
         else:
             most = n_stages if self.stage is None else self.stage + (self.pooling is not None)
         for stage in reversed(range(min(most, n_stages - 1))):

@@ -1,6 +1,7 @@
-"""Names of the stages of backbones that were used with a cache before.
+"""The stages of backbones that were used with a cache before.
 
-A fit whose rows the cache holds needs to know them, and then needn't load the network.
+A fit whose rows the cache holds needs to know their names, and which a head reads beside what the
+classifier reads; then it needn't load the network.
 """
 
 from __future__ import annotations
@@ -14,10 +15,15 @@ from ..backbones import Backbone
 from ..cache import FeatureCache
 
 
-def recall_stages(cache: FeatureCache | None, identity: bytes) -> tuple[str, ...] | None:
-    """Names of the stages of a backbone that was used with this cache before."""
+def recall_stages(
+    cache: FeatureCache | None, identity: bytes
+) -> tuple[tuple[str, ...], tuple[int, ...]] | None:
+    """The `stages` and `sides` of a backbone that was used with this cache before."""
     (found,) = [None] if cache is None else cache.get([_stages_key(identity)])
-    return None if found is None else tuple(json.loads(bytes(found.tolist())))
+    if found is None:
+        return None
+    stages, sides = json.loads(bytes(found.tolist()))
+    return tuple(stages), tuple(sides)
 
 
 def remember_stages(cache: FeatureCache | None, backbone: Backbone) -> None:
@@ -26,9 +32,9 @@ def remember_stages(cache: FeatureCache | None, backbone: Backbone) -> None:
         return
     key = _stages_key(backbone.identity)
     if cache.get([key])[0] is None:
-        text = json.dumps(backbone.stages).encode()
+        text = json.dumps([backbone.stages, backbone.sides]).encode()
         cache.put([key], torch.tensor([list(text)], dtype=torch.uint8))
 
 
 def _stages_key(identity: bytes) -> bytes:
-    return xxhash.xxh3_128_digest(identity + b"stages")
+    return xxhash.xxh3_128_digest(identity + b"stages and sides")

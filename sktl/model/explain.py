@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..backbones import Backbone, spatial_axes
@@ -154,7 +154,7 @@ def _choose_stage(backbone: Backbone) -> tuple[int, _Layout]:
             # After the last stage a class token alone is read: gradients at others are zero.
             return max(0, last - 1), layout
         if stage < last and layout.channels_last:
-            continue  # a norm follows, see _put_after_norm
+            continue  # a norm follows, see _grad_cam
         if min(layout.shape) >= _FEWEST_PLACES:
             return stage, layout
         found.append((stage, layout))
@@ -204,12 +204,13 @@ class _Back(nn.Module):
 
 def _grad_cam(captum: ModuleType, model: Model) -> Attribute:
     stage, layout = _choose_stage(model.backbone)
-    before, after = model.backbone.halves(model.whole_network(), stage)
     places = _Places(layout)
-    between = [places, _Back(places)]
-    if layout.n_extra and _put_after_norm(after, between):
-        between = []
-    network = _fixed(nn.Sequential(before, *between, after), model.net.module_.head)
+    between = nn.Sequential(places, _Back(places))
+    # A layer norm makes a token's length irrelevant, so that the gradient before it is at right
+    # angles to the token, and their product says nothing.
+    whole, past_norm = model.whole_network(), bool(layout.n_extra)
+    whole = model.backbone.inserted(whole, stage, between, past_norm=past_norm)
+    network = _fixed(whole, model.net.module_.head)
     method = captum.LayerGradCam(network, places)
 
     def attribute(pixels: Tensor, targets: Tensor) -> Tensor:
@@ -218,24 +219,6 @@ def _grad_cam(captum: ModuleType, model: Model) -> Attribute:
         return F.interpolate(found.detach(), size, mode="bilinear", align_corners=False)[:, 0]
 
     return attribute
-
-
-def _put_after_norm(after: nn.Module, between: list[nn.Module]) -> bool:
-    """Look at tokens after the layer norm that reads them, if one does.
-
-    It makes a token's length irrelevant, so that the gradient before it is at right angles to the
-    token, and their product says nothing.
-    """
-    graph = next((part for part in after.modules() if isinstance(part, fx.GraphModule)), None)
-    if graph is None:
-        return False
-    tokens = next(node for node in graph.graph.nodes if node.op == "placeholder")
-    for path in (str(node.target) for node in tokens.users if node.op == "call_module"):
-        norm = graph.get_submodule(path)
-        if isinstance(norm, nn.LayerNorm):
-            graph.set_submodule(path, nn.Sequential(norm, *between))
-            return True
-    return False
 
 
 METHODS: dict[str, Callable[[ModuleType, Model], Attribute]] = {

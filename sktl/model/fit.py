@@ -303,7 +303,7 @@ def _head_shape(
     if setup.head == "auto" and start is not None and start.head.has_one_layer:
         kind = start.head.head
     else:
-        kind = choose_head(setup.head, pooled)
+        kind = choose_head(setup.head, pooled, of_stages=setup.pooling == "stages")
     return HeadShape(kind, task.target.n_outputs, setup.dropout, int(pooled.shape[1]))
 
 
@@ -375,8 +375,8 @@ def _go_on_from(start: Model, model: Model) -> None:
         raise ValueError(
             "Going on from the last fit needs the same network, but that had another head, pooling "
             f"or freeze depth ({start.depth} frozen stages, now {model.depth}). Only from "
-            'freeze="all" can a fit go on to another depth. To begin anew, call fit with '
-            "warm_start=False."
+            'freeze="all" with pooling="network" can a fit go on to any depth. To begin anew, call '
+            "fit with warm_start=False."
         )
     if start.backbone is not model.backbone and not _same_network(start, model):
         raise ValueError(_OTHER_BACKBONE)

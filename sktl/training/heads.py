@@ -75,11 +75,14 @@ class HeadShape:
         return make_head(self.head, self.in_features, self.n_outputs, self.dropout, generator)
 
 
-def choose_head(head: Head, features: Tensor) -> Head:
-    """Find what "auto" stands for: the root where features are those of a ReLU."""
+def choose_head(head: Head, features: Tensor, *, of_stages: bool = False) -> Head:
+    """Find what "auto" stands for: the root where features are those of a ReLU, or of stages.
+
+    Stages differ in the size of their features, which the root makes more alike.
+    """
     if head != "auto":
         return head
-    return "root" if bool((features >= 0).all()) else "linear"
+    return "root" if of_stages or bool((features >= 0).all()) else "linear"
 
 
 def linear_inputs(head: Head, features: Tensor) -> Tensor:
