@@ -40,7 +40,8 @@ def targets(digits: npt.NDArray[np.int64], X: npt.NDArray[Any]) -> dict[str, npt
 def compare(name: str, X: npt.NDArray[Any], y: npt.NDArray[Any], size: int, n_folds: int) -> None:
     """Cross-validate both on the same features, and print what they come to."""
     reg = PretrainedImageRegressor(image_size=size, random_state=0)
-    features = np.sqrt(reg.fit(X, y).transform(X).astype(np.float64))  # what its head reads
+    features = reg.fit(X, y).transform(X).astype(np.float64)
+    features = np.sign(features) * np.sqrt(np.abs(features))  # what its head reads
     scores, ratios = [], []
     for train, test in KFold(n_folds, shuffle=True, random_state=0).split(X):
         start = time.perf_counter()

@@ -61,7 +61,8 @@ def compare(name: str, X: Any, Y: npt.NDArray[np.int64], groups: Any, size: int)
     """Cross-validate both on the same features, and print what they come to."""
     clf = PretrainedImageClassifier(image_size=size, weight_decay=DECAY, random_state=0)
     rows: list[Any] = list(X)
-    features = np.sqrt(clf.fit(X, Y).transform(X).astype(np.float64))  # what its head reads
+    features = clf.fit(X, Y).transform(X).astype(np.float64)
+    features = np.sign(features) * np.sqrt(np.abs(features))  # what its head reads
     single = Y @ (1 << np.arange(Y.shape[1]))  # combinations of labels, as classes
     results = []
     for train, test in GroupKFold(N_FOLDS).split(features, groups=groups):

@@ -53,6 +53,12 @@ def fitted(X, Y):
     return classifier().fit(X[:N], Y[:N])
 
 
+def read_by_the_head(clf, X):
+    """Roots of the features, with their signs."""
+    features = clf.transform(X).astype(np.float64)
+    return np.sign(features) * np.sqrt(np.abs(features))
+
+
 # Fit and predict ----------------------------------------------------------------------
 
 
@@ -76,7 +82,7 @@ def test_a_classifier_of_classes_is_not_of_several_labels(digits):
 
 
 def test_frozen_labels_are_logistic_regressions_on_the_features(fitted, X, Y):
-    features = np.sqrt(fitted.transform(X).astype(np.float64))
+    features = read_by_the_head(fitted, X)
     for label in range(3):
         alone = LogisticRegression(C=1 / (N * 1e-3), tol=1e-8, max_iter=5000)
         alone.fit(features[:N], Y[:N, label])
@@ -189,7 +195,7 @@ def test_a_weight_of_two_is_a_row_given_twice(X, Y):
 @pytest.mark.parametrize("class_weight", ["balanced", {0: 1, 1: 5}, {1: 0.2}], ids=str)
 def test_class_weight_is_that_of_each_label_alone(X, Y, class_weight):
     clf = classifier(class_weight=class_weight).fit(X[:N], Y[:N])
-    features = np.sqrt(clf.transform(X).astype(np.float64))
+    features = read_by_the_head(clf, X)
     for label in range(3):
         y = Y[:N, label]
         full = class_weight if isinstance(class_weight, str) else {0: 1.0, 1: 1.0} | class_weight
