@@ -1,4 +1,8 @@
-"""Several labels a picture: sktl, and scikit-learn's OneVsRestClassifier on the same features."""
+"""Several labels a picture: sktl, and scikit-learn's OneVsRestClassifier on the same features.
+
+With ``--stages``, all of the network trains: sktl beside a loop written by hand, at each of several
+rates, of as many epochs.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +15,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from by_hand import fine_tuned
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from sklearn.multiclass import OneVsRestClassifier
+from torch.nn import functional as F
 
 from sktl import PretrainedImageClassifier, load_image_folder
 
 DECAY = 1e-3
 N_FOLDS = 5
+RATES = 3e-4, 1e-3
 
 
 def digits() -> tuple[Any, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -54,7 +61,8 @@ def compare(name: str, X: Any, Y: npt.NDArray[np.int64], groups: Any, size: int)
     """Cross-validate both on the same features, and print what they come to."""
     clf = PretrainedImageClassifier(image_size=size, weight_decay=DECAY, random_state=0)
     rows: list[Any] = list(X)
-    features = np.sqrt(clf.fit(X, Y).transform(X).astype(np.float64))  # what its head reads
+    features = clf.fit(X, Y).transform(X).astype(np.float64)
+    features = np.sign(features) * np.sqrt(np.abs(features))  # what its head reads
     single = Y @ (1 << np.arange(Y.shape[1]))  # combinations of labels, as classes
     results = []
     for train, test in GroupKFold(N_FOLDS).split(features, groups=groups):
@@ -92,16 +100,57 @@ def compare(name: str, X: Any, Y: npt.NDArray[np.int64], groups: Any, size: int)
     )
 
 
+def compare_stages(
+    name: str, X: Any, Y: npt.NDArray[np.int64], groups: Any, args: argparse.Namespace
+) -> None:
+    """Cross-validate networks that are trained, and a frozen one."""
+    if not isinstance(X, np.ndarray):
+        X = np.stack([np.asarray(picture.resize((args.size, args.size))) for picture in X])
+    settings: dict[str, Any] = {"image_size": args.size, "random_state": 0}
+    sides = {
+        "sktl, frozen": PretrainedImageClassifier(**settings),
+        "sktl": PretrainedImageClassifier(**settings, freeze="none", max_epochs=args.epochs),
+    }
+    right: dict[str, list[float]] = {}
+    for some, others in GroupKFold(args.folds).split(Y, groups=groups):
+        for side, clf in sides.items():
+            found = clf.fit(X[some], Y[some]).predict(X[others])
+            right.setdefault(side, []).append(float((found == Y[others]).mean()))
+        for rate in RATES:
+            predict = fine_tuned(
+                X[some],
+                Y[some],
+                F.binary_cross_entropy_with_logits,
+                size=args.size,
+                epochs=args.epochs,
+                lr=rate,
+            )
+            found = predict(X[others]) > 0
+            side = f"by hand, {rate:.0e}"
+            right.setdefault(side, []).append(float((found == Y[others]).mean()))
+    print(f"{name}: {len(Y)} pictures, {Y.shape[1]} labels, {args.epochs} epochs of all stages")
+    for side, shares in right.items():
+        error = np.std(shares, ddof=1) / len(shares) ** 0.5
+        print(f"  {side:<14} {np.mean(shares):.4f} +- {error:.4f} of the labels right")
+
+
 def main() -> None:
     """Run both data sets."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, help="pictures in folders by class")
     parser.add_argument("--size", type=int, default=64, help="of pictures, for the network")
     parser.add_argument("--rows", type=int, help="as many digits")
+    parser.add_argument("--stages", action="store_true", help="train all of the network")
+    parser.add_argument("--epochs", type=int, default=10, help="with --stages")
+    parser.add_argument("--folds", type=int, default=2, help="with --stages")
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     X, Y, groups = digits()
-    compare("digits", X[: args.rows], Y[: args.rows], groups[: args.rows], args.size)
+    some = slice(args.rows)
+    if args.stages:
+        compare_stages("digits", X[some].reshape(-1, 8, 8), Y[some], groups[some], args)
+        return
+    compare("digits", X[some], Y[some], groups[some], args.size)
     if args.folder is not None:
         compare(args.folder.name, *stamps(args.folder), args.size)
 

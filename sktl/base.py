@@ -50,7 +50,6 @@ from .images.kinds import kind_of, looks_like_one_picture, one_picture_message
 from .images.preprocessing import RESIZE_MODES
 from .images.reading import Images, open_images
 from .images.sizes import checked_size
-from .messages import shown_several
 from .summary import Summary
 from .version import __version__
 
@@ -124,7 +123,11 @@ class ImageEstimator(BaseEstimator):
         return sorted(unreadable)
 
     def _skip_unreadable(
-        self, compute: Callable[..., _Result], X: Any, *aligned: Any, keep_classes: bool = False
+        self,
+        compute: Callable[..., _Result],
+        X: Any,
+        *aligned: Any,
+        check_left: Callable[[npt.NDArray[np.int64], UnreadableImagesError], None] | None = None,
     ) -> tuple[_Result, npt.NDArray[np.int64]]:
         """Compute something of all images, or else of all that can be read.
 
@@ -137,8 +140,9 @@ class ImageEstimator(BaseEstimator):
         X : object
         *aligned : object
             What has a row for each image: labels first, then weights. Any may be None.
-        keep_classes : bool, default=False
-            Whether each label must keep an image.
+        check_left : callable, default=None
+            Takes the rows of X that are left and why the others aren't, and raises an error if
+            they won't do.
 
         Returns
         -------
@@ -161,8 +165,8 @@ class ImageEstimator(BaseEstimator):
                 if not len(left):
                     raise
                 given = tuple(rows_at(rows, left) for rows in (X, *aligned))
-                if keep_classes:
-                    _check_classes(aligned[0], given[1], error)
+                if check_left is not None:
+                    check_left(left, error)
         if not files:
             return result, left
         skipped = np.setdiff1d(np.arange(n_rows(X)), left)
@@ -348,15 +352,6 @@ def n_rows(X: Any) -> int:
     """Count images, of which X has one a row."""
     shape = getattr(X, "shape", None)
     return len(X) if shape is None else int(shape[0])
-
-
-def _check_classes(labels: Any, left: Any, error: UnreadableImagesError) -> None:
-    lost = np.setdiff1d(np.unique(labels), np.unique(left)).tolist()
-    if lost:
-        raise ValueError(
-            f"on_error='skip' leaves no image of the classes {shown_several(lost)}: {error} To do "
-            "without the classes, leave them out of y as well."
-        ) from error
 
 
 def _warn_of(files: list[tuple[str, str]], n_bad: int, n: int, consequence: str) -> None:

@@ -15,7 +15,6 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils import Bunch, Tags
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
-from .base import rows_at
 from .constraints import StrOptions
 from .files.classifier_file import CLASSIFIER
 from .files.document import savable
@@ -32,7 +31,6 @@ from .labels import (
 )
 from .messages import shown, shown_several
 from .model.adapt import METHODS, Adaptation, Job, adapt_model
-from .model.explain import METHODS as EXPLANATIONS
 from .model.explain import explain_images
 from .model.export import TorchClassifier, to_onnx, to_torch
 from .model.fit import Fit
@@ -625,15 +623,16 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
             their places.
         """
         logits = self._outputs(X)
-        labels: npt.NDArray[Any]
-        if self.multilabel_:
-            labels = (logits > 0).astype(np.int64)
-        else:
-            labels = self.classes_[logits.argmax(axis=1)]
-        unanswered = np.isnan(logits).all(axis=1)
-        if self.on_error == "skip" and unanswered.any():
+        labels, unanswered = self._labels(logits), self._unanswered(logits)
+        if unanswered.any():
             labels = labels.astype(object)
             labels[unanswered] = None
+        return labels
+
+    def _labels(self, logits: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
+        if self.multilabel_:
+            return (logits > 0).astype(np.int64)
+        labels: npt.NDArray[Any] = self.classes_[logits.argmax(axis=1)]
         return labels
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -651,18 +650,11 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
             The share of right predictions, of the images that can be read. With several labels, a
             prediction is right where all labels are.
         """
-        predicted = self.predict(X)
+        logits = self._outputs(X)
         if self.multilabel_:
             y = check_indicators(y, type(self).__name__)
-        check_consistent_length(predicted, y, sample_weight)
-        first = predicted.reshape(len(predicted), -1)[:, 0]
-        answered = np.flatnonzero([label is not None for label in first.tolist()])
-        if not len(answered):
-            raise ValueError("None of the images in X can be read, so there is no score.")
-        if len(answered) < len(predicted):
-            predicted = predicted[answered].astype(self.classes_.dtype)
-            y, sample_weight = rows_at(y, answered), rows_at(sample_weight, answered)
-        return float(accuracy_score(y, predicted, sample_weight=sample_weight))
+        unanswered = self._unanswered(logits)
+        return self._score(accuracy_score, y, self._labels(logits), unanswered, sample_weight)
 
     def adapt(
         self,
@@ -981,10 +973,7 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         >>> clf.explain(X[100:104]).shape
         (4, 64, 64)
         """
-        check_is_fitted(self)
-        if method not in EXPLANATIONS:
-            raise ValueError(f"method={shown(method)} is not one of {sorted(EXPLANATIONS)}.")
-        images = self._open(X, reset=False)
+        images = self._open_to_explain(X, method)
         if target is None:
             targets = self._outputs(X).argmax(axis=1)
         else:

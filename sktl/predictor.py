@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -13,22 +13,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.base import TransformerMixin, is_classifier
+from sklearn.base import TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from skorch.callbacks import Callback, InputShapeSetter, LRScheduler
 from torch import nn
 
 from .backbones import Backbone
-from .base import ImageEstimator, n_rows
+from .base import ImageEstimator, n_rows, rows_at
 from .constraints import Interval, Options, StrOptions
 from .files.pickling import Packer
 from .files.state import plain_rows, read_rows, restore_model, store_model
 from .images.augmentation import AUGMENTATIONS
-from .images.errors import Unreadable
+from .images.errors import Unreadable, UnreadableImagesError
 from .images.kinds import kind_of, looks_like_one_picture, one_picture_message
-from .labels import has_several_labels
-from .messages import shown
+from .images.reading import Images
+from .messages import shown, shown_several
+from .model.explain import METHODS as EXPLANATIONS
 from .model.fit import Fit, Setup, Task, fit_model
 from .model.joined import Model
 from .summary import Summary, name_of
@@ -143,12 +144,17 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
             start = self._model if goes_on and self.__sklearn_is_fitted__() else None
             # Drawn once, so that a second attempt is the same fit.
             seed = seed_of(self.random_state) if start is None else start.plan.seed
-            attempt = partial(self._fit, context=context, start=start, seed=seed, **how)
-            keep_classes = (
-                is_classifier(self) and "partial" not in how and not has_several_labels(y)
+            asked: list[Given] = []  # of all images, and then of those that are left
+            attempt = partial(
+                self._fit, context=context, start=start, seed=seed, asked=asked, **how
             )
+
+            def check_left(left: npt.NDArray[np.int64], error: UnreadableImagesError) -> None:
+                if "partial" not in how:
+                    _check_classes(asked[0], left, error)
+
             interrupted, self.skipped_ = self._skip_unreadable(
-                attempt, X, y, sample_weight, keep_classes=keep_classes
+                attempt, X, y, sample_weight, check_left=check_left
             )
             if len(self.skipped_) and hasattr(self, "validation_indices_"):
                 left = np.delete(np.arange(n_rows(X)), self.skipped_)
@@ -163,7 +169,7 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         if isinstance(self.head, torch.nn.Module):
             raise TypeError(
                 f"head={type(self.head).__name__}(...) is a module. Pass a callable that makes one "
-                "of (in_features, n_classes), such as torch.nn.Linear."
+                "of (in_features, n_outputs), such as torch.nn.Linear."
             )
         widths = self.head if isinstance(self.head, tuple) else ()
         whole = all(isinstance(w, Integral) and not isinstance(w, bool) for w in widths)
@@ -199,15 +205,17 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         context: Any,
         start: Model | None,
         seed: int,
+        asked: list[Given],
         partial: bool = False,
         **how: Any,
     ) -> bool:
-        """Fit; say whether the user has stopped it after a whole epoch."""
+        """Fit; say whether the user has stopped it after a whole epoch, and what y was read as."""
         kind_of(X)  # refuses a single image, whose length isn't a number of samples
         if looks_like_one_picture(X) and len(X) != n_rows(y):
-            raise ValueError(f"{one_picture_message(X.shape)} y has {n_rows(y)} labels.")
+            raise ValueError(f"{one_picture_message(X.shape)} y has {n_rows(y)} rows.")
         check_consistent_length(X, y)
         given = self._read_y(y, sample_weight, start=start, partial=partial, **how)
+        asked.append(given)
         reset = not (partial and start is not None)
         images = self._open(X, reset=reset, counts=given.weights > 0)
         check_consistent_length(np.empty(len(images)), given.y)
@@ -335,6 +343,38 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         none = "Their predictions are NaN, or None from predict; score leaves them out."
         return self._answer(images, compute, none)
 
+    def _unanswered(self, outputs: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        """Whose outputs are NaN since the image can't be read."""
+        if self.on_error != "skip":
+            return np.zeros(len(outputs), dtype=bool)
+        return np.asarray(np.isnan(outputs).all(axis=1))
+
+    def _score(
+        self,
+        metric: Callable[..., float],
+        y: Any,
+        predicted: npt.NDArray[Any],
+        unanswered: npt.NDArray[np.bool_],
+        sample_weight: Any,
+    ) -> float:
+        """Score the predictions of images that can be read."""
+        check_consistent_length(predicted, y, sample_weight)
+        answered = np.flatnonzero(~unanswered)
+        if not len(answered):
+            raise ValueError("None of the images in X can be read, so there is no score.")
+        if len(answered) < len(predicted):
+            y, predicted, sample_weight = (
+                rows_at(rows, answered) for rows in (y, predicted, sample_weight)
+            )
+        return float(metric(y, predicted, sample_weight=sample_weight))
+
+    def _open_to_explain(self, X: Any, method: str) -> Images:
+        """Open X for an explanation, whose method must be one."""
+        check_is_fitted(self)
+        if method not in EXPLANATIONS:
+            raise ValueError(f"method={shown(method)} is not one of {sorted(EXPLANATIONS)}.")
+        return self._open(X, reset=False)
+
     def transform(self, X: Any) -> npt.NDArray[np.float32]:
         """Compute the features that the head reads.
 
@@ -415,6 +455,17 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
             state.setdefault("skipped_", np.arange(0))  # older files lack it
             state["history_"] = read_rows(state["history_"])
         return state
+
+
+def _check_classes(given: Given, left: npt.NDArray[np.int64], error: UnreadableImagesError) -> None:
+    """Refuse to do without classes whose images can't be read, any of them."""
+    lost = given.target.lost(given.y[left])
+    if len(lost):
+        classes = shown_several(given.attributes["classes_"][lost].tolist())
+        raise ValueError(
+            f"on_error='skip' leaves no image of the classes {classes}: {error} To do without the "
+            "classes, leave them out of y as well."
+        ) from error
 
 
 def _check_callback(callback: Any) -> type[Callback]:

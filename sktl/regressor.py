@@ -12,31 +12,20 @@ import torch
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.utils import Tags
-from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 
-from .base import rows_at
 from .constraints import StrOptions
 from .files.document import savable
 from .files.pickling import Packer
 from .files.regressor_file import REGRESSOR
 from .labels import check_numbers, check_sample_weight, standardization
 from .messages import shown
-from .model.explain import METHODS as EXPLANATIONS
 from .model.explain import explain_images
 from .model.export import TorchRegressor, to_onnx, to_torch
 from .model.joined import Model
 from .predictor import Given, ImagePredictor
 from .training.progress import with_callbacks
 from .training.targets import Numbers
-
-
-def _cannot_adapt(estimator: Any) -> NoReturn:
-    raise AttributeError(
-        f"{type(estimator).__name__} has no adapt: its methods align the features of two sources "
-        "class by class, and numbers have no classes. Fit with some images of the new source that "
-        "have numbers."
-    )
 
 
 @savable(REGRESSOR)
@@ -107,6 +96,9 @@ on_error, callbacks, random_state, verbose
 
     Notes
     -----
+    Dropout that the network brings is left out where stages train, since squared errors grow with
+    the noise that it makes; the parameter `dropout` is the head's.
+
     For "auto", sample weights that are whole numbers count how often an image was seen. Others say
     how much it matters, and only their proportions count.
 
@@ -317,8 +309,11 @@ on_error, callbacks, random_state, verbose
         float64 ndarray of shape (n_samples,) or (n_samples, n_outputs)
             As y had one dimension or two. NaN where images can't be read and ``on_error="skip"``.
         """
-        outputs = torch.as_tensor(self._outputs(X))
-        numbers: npt.NDArray[np.float64] = self._model.target.answers(outputs).numpy()
+        return self._numbers(self._outputs(X))
+
+    def _numbers(self, outputs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        numbers: npt.NDArray[np.float64]
+        numbers = self._model.target.answers(torch.as_tensor(outputs)).numpy()
         return numbers
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -336,21 +331,21 @@ on_error, callbacks, random_state, verbose
             1 less the squared error's share in the variance of y, of the images that can be read;
             of several outputs, the mean.
         """
-        predicted = self.predict(X)
-        check_consistent_length(predicted, y, sample_weight)
-        rows = predicted.reshape(len(predicted), -1)
-        answered = np.flatnonzero(~np.isnan(rows).any(axis=1))
-        if not len(answered):
-            raise ValueError("None of the images in X can be read, so there is no score.")
-        if len(answered) < len(predicted):
-            predicted = predicted[answered]
-            y, sample_weight = rows_at(y, answered), rows_at(sample_weight, answered)
-        return float(r2_score(y, predicted, sample_weight=sample_weight))
+        outputs = self._outputs(X)
+        unanswered = self._unanswered(outputs)
+        return self._score(r2_score, y, self._numbers(outputs), unanswered, sample_weight)
 
-    @available_if(_cannot_adapt)  # type: ignore[untyped-decorator]
-    def adapt(self, X: Any) -> NoReturn:
-        """Not there: see :meth:`PretrainedImageClassifier.adapt`, which needs classes."""
-        raise NotImplementedError
+    @property
+    def adapt(self) -> NoReturn:
+        """Not there: see :meth:`PretrainedImageClassifier.adapt`, which needs classes.
+
+        An AttributeError says so, and ``hasattr(reg, "adapt")`` is False.
+        """
+        raise AttributeError(
+            f"{type(self).__name__} has no adapt: it aligns the features of two sources class by "
+            "class, and numbers have no classes. Fit to some images of the new source whose "
+            "numbers are known."
+        )
 
     def to_torch(self) -> TorchRegressor:
         """Make a torch module of the regressor: images in, numbers in y's units out.
@@ -429,11 +424,8 @@ on_error, callbacks, random_state, verbose
             If the method, `target` or X is not as it must be; or "grad_cam" is to explain a
             network that has no maps or tokens between its stages.
         """
-        check_is_fitted(self)
-        if method not in EXPLANATIONS:
-            raise ValueError(f"method={shown(method)} is not one of {sorted(EXPLANATIONS)}.")
+        images = self._open_to_explain(X, method)
         output = self._output_number(target)
-        images = self._open(X, reset=False)
         known = self._model.target
         assert isinstance(known, Numbers)
         found = explain_images(self._model, images, np.full(len(images), output), method)

@@ -20,6 +20,7 @@ def slow(command):
     [
         slow("frozen_fit.py --images 16 --repeats 1"),
         slow("search.py --images 50 --repeats 1 --skorch-images 8"),
+        slow("search_by_y.py --images 20 --size 32"),
         slow("freeze_search.py --images 30 --epochs 1 --skorch-images 8"),
         slow("predict.py --images 16 --repeats 1"),
         slow("directory_cache.py --images 16 --repeats 1"),
@@ -33,6 +34,8 @@ def slow(command):
         slow("many_classes.py --rows 100 --classes 5 --test-rows 30 --max-iter 20"),
         slow("several_labels.py --rows 60 --size 32"),
         slow("regression.py --rows 60 --size 32 --folds 2"),
+        slow("regression.py --stages --rows 80 --size 32 --folds 2 --epochs 1"),
+        slow("several_labels.py --stages --rows 80 --size 32 --epochs 1"),
         slow("threads.py --sizes 32 --blocks 1 --steps 1 --batch 4"),
         slow("photographs.py --drawings 1 --test 2"),
         slow("compiling.py --images 32 --networks 1 --repeats 1"),

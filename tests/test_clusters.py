@@ -128,13 +128,24 @@ def test_workers_share_the_prefix_pass_and_find_what_one_process_finds(
     assert written(directory).total() == counts.total() + len(paths)  # all was there
 
 
-def test_workers_that_learn_numbers_find_what_one_process_finds(on_workers, digits, directory):
+@pytest.mark.parametrize(
+    ("kind", "convert"),
+    [
+        (PretrainedImageRegressor, lambda y: y),
+        (PretrainedImageRegressor, lambda y: np.c_[y, y % 3]),
+        (PretrainedImageClassifier, lambda y: np.c_[y % 2 == 0, y > 4, y % 3 == 0]),
+    ],
+    ids=["a number", "two numbers", "several labels"],
+)
+def test_workers_that_learn_more_than_classes_find_what_one_process_finds(
+    on_workers, digits, directory, kind, convert
+):
     X, y = digits
     settings = {"image_size": SIZE, "precision": "float32", "max_epochs": 1, "random_state": 0}
 
     def search(cache):
-        reg = PretrainedImageRegressor(cache=cache, **settings)
-        return GridSearchCV(reg, GRID, cv=2, refit=False).fit(X[:60], y[:60])
+        estimator = kind(cache=cache, **settings)
+        return GridSearchCV(estimator, GRID, cv=2, refit=False).fit(X[:60], convert(y[:60]))
 
     alone = search("memory")
     with on_workers():

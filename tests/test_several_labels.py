@@ -1,6 +1,8 @@
 """Pictures that have several labels, or none."""
 
+import json
 import warnings
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -51,6 +53,12 @@ def fitted(X, Y):
     return classifier().fit(X[:N], Y[:N])
 
 
+def read_by_the_head(clf, X):
+    """Roots of the features, with their signs."""
+    features = clf.transform(X).astype(np.float64)
+    return np.sign(features) * np.sqrt(np.abs(features))
+
+
 # Fit and predict ----------------------------------------------------------------------
 
 
@@ -74,7 +82,7 @@ def test_a_classifier_of_classes_is_not_of_several_labels(digits):
 
 
 def test_frozen_labels_are_logistic_regressions_on_the_features(fitted, X, Y):
-    features = np.sqrt(fitted.transform(X).astype(np.float64))
+    features = read_by_the_head(fitted, X)
     for label in range(3):
         alone = LogisticRegression(C=1 / (N * 1e-3), tol=1e-8, max_iter=5000)
         alone.fit(features[:N], Y[:N, label])
@@ -187,7 +195,7 @@ def test_a_weight_of_two_is_a_row_given_twice(X, Y):
 @pytest.mark.parametrize("class_weight", ["balanced", {0: 1, 1: 5}, {1: 0.2}], ids=str)
 def test_class_weight_is_that_of_each_label_alone(X, Y, class_weight):
     clf = classifier(class_weight=class_weight).fit(X[:N], Y[:N])
-    features = np.sqrt(clf.transform(X).astype(np.float64))
+    features = read_by_the_head(clf, X)
     for label in range(3):
         y = Y[:N, label]
         full = class_weight if isinstance(class_weight, str) else {0: 1.0, 1: 1.0} | class_weight
@@ -497,3 +505,20 @@ def test_all_indicators_are_learned_without_warnings(X, Y):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         classifier().fit(X[:N], Y[:N]).predict(X[N:])
+
+
+# The file that is loaded forever ------------------------------------------------------
+
+
+def test_a_file_of_the_first_format_loads(X):
+    """Of head="linear", weight_decay=0.1, class_weight="balanced", without its backbone."""
+    data = Path(__file__).parent / "data"
+    loaded = sktl.load(data / "labels-v1.sktl")
+    expected = json.loads((data / "labels-v1.json").read_text())
+    assert loaded.multilabel_
+    assert loaded.predict(X[:10]).tolist() == expected["labels"]
+    # Features differ in their last digits from processor to processor, the file's numbers nowhere.
+    head = loaded.net_.module_.head[-1]
+    assert [bias.hex() for bias in head.bias.tolist()] == expected["bias"]
+    assert [weight.hex() for weight in head.weight[:, 0].tolist()] == expected["first_weights"]
+    assert loaded.predict_proba(X[:10]) == pytest.approx(np.array(expected["proba"]), abs=1e-4)

@@ -107,7 +107,7 @@ def hand_written(X: Paths, y: Any, X_test: Paths, args: argparse.Namespace) -> n
     classes, labels = np.unique(y, return_inverse=True)
     splitter = load_backbone("efficientnet_lite0").splitter
     network = copy.deepcopy(splitter.network)
-    path = str(splitter.classifier)
+    path = splitter.classifiers[0]
     parent, _, name = path.rpartition(".")
     head = nn.Linear(int(network.get_submodule(path).in_features), len(classes))  # type: ignore[arg-type]
     setattr(network.get_submodule(parent), name, head)

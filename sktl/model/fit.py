@@ -335,7 +335,9 @@ def _fitted_head(
     Out-of-Distribution (2022), arXiv:2202.10054.
     """
     depth = len(setup.backbone.stages)
-    if setup.cache is None and not rows.n_views > 1 and rows.features.is_floating_point():
+    if setup.frozen and rows.features.is_floating_point():
+        pooled = rows.X  # as they are, in the first view
+    elif setup.cache is None and not rows.n_views > 1 and rows.features.is_floating_point():
         rest = setup.backbone.rest(setup.depth, setup.pooling)
         pooled = FrozenModule(rest, setup.precision, setup.device).all_of(rows.features)
     else:

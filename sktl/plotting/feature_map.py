@@ -12,6 +12,7 @@ from sklearn.manifold import TSNE
 from sklearn.utils import check_consistent_length, column_or_1d
 from sklearn.utils.validation import check_is_fitted
 
+from ..labels import check_indicators, has_several_labels
 from .drawing import (
     COLOURS,
     GREY,
@@ -102,8 +103,10 @@ class FeatureMapDisplay:
             Fitted; PretrainedImageFeatures, PretrainedImageClassifier (what its head reads), or a
             Pipeline of images.
         X : array, list, Series or DataFrame of n_samples images
-        y : array-like of shape (n_samples,), default=None
-            Labels.
+        y : array-like of shape (n_samples,), or array or sparse matrix (n_samples, n_labels), \
+default=None
+            Labels. Where an image has several, each combination of them is drawn as a class; they
+            are called by their columns, which have names in a DataFrame, and numbers elsewhere.
         method : {"pca", "tsne"}, default="pca"
             How features become two numbers: the two directions of most variance, which are quick
             and keep distances, or t-SNE [1]_, which keeps neighbours together and costs seconds a
@@ -137,7 +140,7 @@ class FeatureMapDisplay:
             )
         check_is_fitted(estimator)
         features = np.asarray(estimator.transform(X), dtype=np.float64)
-        labels = None if y is None else column_or_1d(y)
+        labels = None if y is None else _labels(y)
         check_consistent_length(features, labels)
         if len(features) < 3:
             raise ValueError(f"A map needs at least 3 images, got {len(features)}.")
@@ -216,6 +219,15 @@ class FeatureMapDisplay:
             ylabel=self.axis_names[1],
         )
         self.ax_.set_aspect("equal")
+
+
+def _labels(y: Any) -> npt.NDArray[Any]:
+    """One label an image; of several, their combination."""
+    if not has_several_labels(y):
+        return np.asarray(column_or_1d(y))
+    indicators = check_indicators(y, "PretrainedImageClassifier")
+    names = np.asarray([str(name) for name in getattr(y, "columns", range(indicators.shape[1]))])
+    return np.asarray([" + ".join(names[row > 0]) or "none" for row in indicators])
 
 
 def _in_two_dimensions(

@@ -28,6 +28,7 @@ from .rows import CentredRows
 # Of the squared Newton decrement before the last step, half of which is what the loss of a label
 # lies above its minimum.
 _CLOSE = 1e-8
+_CERTAIN = 1e-6  # a loss of separable rows, which has no minimum; single precision ends below it
 _ROUGH, _FINE = 0.1, 0.03  # shares of the gradient's norm that solutions of Newton's equation leave
 _NEAR = 1e-3  # a squared decrement below which the quadratic model is worth solving well
 _FLAT = 0.1  # share of the slope that is left where the best length of a step is found
@@ -158,9 +159,8 @@ def _solve_some(
         n_directions = step.n_directions
         length = problem.best_length(slope, here, step)
         coefficients[left] = here - length[:, None] * step.change
-        # A minimum is not below zero: where the loss is near it, as that of separable rows, it's
-        # found.
-        goes_on = (step.squared_decrement > _CLOSE) & (slope.losses > _CLOSE)
+        # A minimum is not below zero: where the loss is near it, it's found.
+        goes_on = (step.squared_decrement > _CLOSE) & (slope.losses > _CERTAIN)
         goes_on &= n_iter < max_iter
         loss[left[~goes_on]] = problem.of(~goes_on).losses(coefficients[left[~goes_on]])
         tolerance = torch.where(step.squared_decrement < _NEAR, _FINE, _ROUGH).float()[goes_on]

@@ -58,8 +58,9 @@ class SuffixNet(skorch.NeuralNetClassifier):
         The number of the stage that a module or weight of the suffix belongs to, by name.
     prepare : callable or None, default=None
         What training does to a batch first: augmentation, or all that leads to features.
-    learned_norms : frozenset of torch.nn.Module, default=frozenset()
-        Layers of batch norm that keep the statistics which they have learned.
+    kept_in_evaluation : frozenset of torch.nn.Module, default=frozenset()
+        Layers that train as they are in evaluation: those of batch norm that keep the statistics
+        which they have learned, and dropout that the target doesn't bear.
     """
 
     def __init__(
@@ -68,14 +69,14 @@ class SuffixNet(skorch.NeuralNetClassifier):
         plan: TrainingPlan,
         stages: dict[str, int] | None = None,
         prepare: Callable[[Tensor], Tensor] | None = None,
-        learned_norms: frozenset[nn.Module] = frozenset(),
+        kept_in_evaluation: frozenset[nn.Module] = frozenset(),
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.plan = plan
         self.stages = stages
         self.prepare = prepare
-        self.learned_norms = learned_norms
+        self.kept_in_evaluation = kept_in_evaluation
         self._course: Course | None = None
         self._steps: LinearSteps | GradientSteps | None = None
         self._frozen: list[nn.Module] = []
@@ -187,7 +188,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
             WeightAverage(self.module_, plan.ema_decay) if plan.ema_decay else None,
         )
         self._steps = None
-        self._frozen = list(self.learned_norms)
+        self._frozen = list(self.kept_in_evaluation)
         self._n_unfrozen = self.n_stages
 
     @property
@@ -226,7 +227,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
         self._frozen = [
             module
             for name, module in self.module_.suffix.named_modules()
-            if module in self.learned_norms or (self.stages or {}).get(name, first) < first
+            if module in self.kept_in_evaluation or (self.stages or {}).get(name, first) < first
         ]
 
     def run_single_epoch(
@@ -400,6 +401,9 @@ def make_net(
 ) -> SuffixNet:
     """Set up a net that is ready to be fitted; its y is encoded."""
     train_depthwise_fast(suffix)
+    kept = learned_norms(suffix)
+    if not target.bears_dropout:
+        kept |= {layer for layer in suffix.modules() if isinstance(layer, nn.Dropout)}
     module = SuffixAndHead(suffix, head.to(plan.dtype), precision)
     module.requires_grad_(True)
     net = SuffixNet(
@@ -407,7 +411,7 @@ def make_net(
         plan=plan,
         stages=stages,
         prepare=prepare,
-        learned_norms=learned_norms(suffix),
+        kept_in_evaluation=kept,
         criterion=RowLoss,
         criterion__target=target,
         criterion__criterion=plan.criterion,

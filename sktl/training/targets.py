@@ -37,11 +37,14 @@ class Target(ABC):
         What the history calls the score of rows that are watched, after "valid_".
     criteria : tuple of str
         The losses that have a name.
+    bears_dropout : bool
+        Whether stages that train lose features as the network itself does in training.
     """
 
     kind: ClassVar[str]
     score_name: ClassVar[str]
     criteria: ClassVar[tuple[str, ...]]
+    bears_dropout: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -128,6 +131,10 @@ class Target(ABC):
     @abstractmethod
     def progress(self, score: float, loss: float) -> tuple[float, ...]:
         """What grows where watched rows are answered better."""
+
+    def lost(self, y: Encoded) -> npt.NDArray[np.int64]:
+        """Outputs that can't be learned of these rows alone; of most kinds, all can."""
+        return np.arange(0)
 
     @abstractmethod
     def hold_out(self, y: Encoded, share: float, seed: int) -> npt.NDArray[np.int64]:
@@ -241,6 +248,10 @@ class Classes(_ByCrossEntropy):
     def score_sums(self, outputs: Tensor, y: Tensor, weights: Tensor) -> Tensor:
         """Weights of right answers."""
         return (weights * (outputs.argmax(1) == y)).sum()[None]
+
+    def lost(self, y: Encoded) -> npt.NDArray[np.int64]:
+        """Classes that none of the images has."""
+        return np.setdiff1d(np.arange(self.n_classes), y)
 
     def hold_out(self, y: Encoded, share: float, seed: int) -> npt.NDArray[np.int64]:
         """Some of each class."""
@@ -421,6 +432,8 @@ class Numbers(Target):
     kind: ClassVar[str] = "numbers"
     score_name: ClassVar[str] = "r2"
     criteria: ClassVar[tuple[str, ...]] = tuple(_LOSSES)
+    # Each feature that is lost moves the number, where classes care for the greatest output alone.
+    bears_dropout: ClassVar[bool] = False
 
     @property
     def n_outputs(self) -> int:

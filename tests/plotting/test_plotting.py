@@ -7,10 +7,12 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.legend import Legend
 from matplotlib.testing.compare import compare_images
 from matplotlib.text import Text
+from scipy.sparse import csr_array
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
@@ -25,6 +27,7 @@ from sktl.plotting import (
     FeatureMapDisplay,
     FreezeSearchDisplay,
     ImageConfusionMatrixDisplay,
+    ImagePredictionErrorDisplay,
     ImagePredictionsDisplay,
     TrainingCurveDisplay,
 )
@@ -164,7 +167,19 @@ def feature_map(n_classes=3, turn=0.0):
     ).plot()  # fmt: skip
 
 
+def prediction_error(first=90.0, output=1):
+    """Of the second of two outputs, with an image that has no prediction."""
+    true = np.linspace(0, 100, 12)
+    predicted = true + 8 * np.sin(np.arange(12))
+    predicted[[0, 4]] = first, np.nan
+    both = np.c_[np.zeros(12), true], np.c_[np.ones(12), predicted]
+    return ImagePredictionErrorDisplay.from_predictions(
+        pictures(12), *both, output=output, n_images=3
+    )
+
+
 DRAWN = {
+    "prediction_error": (prediction_error, {"first": 70.0}),
     "training_curve": (training_curve, {"best_epoch": 4}),
     "one_epoch": (one_epoch, {"valid_loss": 0.8, "valid_acc": 0.6, "unfrozen_stages": 1}),
     "freeze_search": (freeze_search, {"best": 0.8}),
@@ -501,6 +516,23 @@ def test_map_of_features(frozen, photographs, method):
     gaps = np.abs(display.points[shown][:, None] - display.points[shown]).max(2)
     side = 0.075 * np.ptp(display.points, axis=0).max()
     assert (gaps[~np.eye(len(shown), dtype=bool)] >= side).all()
+
+
+def test_map_of_several_labels_has_a_class_for_each_combination(frozen, digits):
+    X, y = digits
+    Y = np.stack([y % 2 == 0, y > 4], axis=1).astype(int)
+    table = pd.DataFrame(Y, columns=["even", "large"])
+    named = FeatureMapDisplay.from_estimator(frozen, X, table)
+    names = [scatter.get_label() for scatter in named.scatters_]
+    assert names == ["even", "even + large", "large", "none"]
+    both = np.flatnonzero((Y == 1).all(1))
+    np.testing.assert_array_equal(named.scatters_[1].get_offsets(), named.points[both])
+    for form in (Y, csr_array(Y), Y.tolist()):
+        numbered = FeatureMapDisplay.from_estimator(frozen, X, form)
+        names = [scatter.get_label() for scatter in numbered.scatters_]
+        assert names == ["0", "0 + 1", "1", "none"]
+    with pytest.raises(ValueError, match="must be 0 or 1; it holds"):
+        FeatureMapDisplay.from_estimator(frozen, X, Y + 1)
 
 
 def test_map_needs_features(frozen, digits):

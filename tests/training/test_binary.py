@@ -111,6 +111,17 @@ def test_without_a_penalty_separable_labels_come_to_an_end():
     assert solution.n_iter < 100
 
 
+def test_features_of_many_sizes_of_separable_labels_do_not_stall():
+    """Single precision can't follow a loss that has no minimum all the way."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.logspace(0, -3, 200)
+    X = torch.randn(100, 200, generator=generator) * sizes
+    Y = (torch.rand(100, 3, generator=generator) > 0.5).float()
+    solution = binary.solve(X, Y, torch.ones(100), weight_decay=0.0)
+    assert solution.loss < 3e-6
+    assert solution.n_iter <= 12
+
+
 def test_parts_of_the_labels_are_solved_alike(monkeypatch):
     X, Y = make_problem(100, 10, 5)
     label_weights = torch.rand(2, 5) + 0.5
