@@ -68,7 +68,7 @@ MODULES = {
     "Backbones: Networks, their weights, and where they can be cut.": (
         "backbones.efficientnet_lite backbones.given backbones.hubs backbones.registry "
         "backbones.weights "
-        "backbones.shaped_trace backbones.graph backbones.from_transformers "
+        "backbones.shaped_trace backbones.state backbones.graph backbones.from_transformers "
         "backbones.classifier backbones.stages backbones.split backbones"
     ),
     "Cache: Features by image content.": (

@@ -7,13 +7,13 @@ needs nothing else.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import operator
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -24,6 +24,7 @@ from torch import fx, nn
 from ..images.preprocessing import Size, height_width, in_pixels
 from ..tensors import without_values
 from .shaped_trace import ShapedProxy, Values, forget_devices
+from .state import as_before, not_counting, unchanged
 
 # Their forward asks for `self.training`, which tracing would freeze into the graph.
 # A linear layer is one whatever its forward looks like; only so a classifier is known.
@@ -197,50 +198,9 @@ def trace(network: nn.Module, image_size: Size) -> NetworkGraph:
     ValueError
         If the network can't take images of this size.
     """
-    was_training = network.training
-    attributes = [(module, dict(vars(module))) for module in network.modules()]
-    try:
+    with as_before(network):
         train, graph = _trace_both(network, image_size)
-    finally:
-        _forget_proxies(attributes)
-        network.train(was_training)
     return _analyse(network, train, graph, image_size)
-
-
-@contextmanager
-def unchanged(network: nn.Module) -> Iterator[None]:
-    """Run or trace a network, which must not change in it.
-
-    What a forward keeps of its input is taken out again.
-
-    Raises
-    ------
-    ValueError
-        If buffers have changed; they are put back.
-    """
-    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    yield
-    changed = []
-    for name, buffer in network.named_buffers():
-        if name in buffers and not torch.equal(buffer, buffers[name]):
-            buffer.data.copy_(buffers[name])
-            changed.append(name)
-    if changed:
-        raise ValueError(
-            f"The forward of {type(network).__name__} changes its own {changed[0]!r}, so that the "
-            "features of a picture depend on those before it, and can't be kept. Take that out, or "
-            "do it in training mode only."
-        )
-
-
-def _forget_proxies(attributes: list[tuple[nn.Module, dict[str, Any]]]) -> None:
-    """Put back what a traced forward has kept of its input in the modules."""
-    for module, before in attributes:
-        for name, value in list(vars(module).items()):
-            if isinstance(value, fx.Proxy) and name in before:
-                vars(module)[name] = before[name]
-            elif isinstance(value, fx.Proxy):
-                del vars(module)[name]
 
 
 def _trace_both(network: nn.Module, image_size: Size) -> tuple[fx.Graph, fx.Graph]:
@@ -248,7 +208,7 @@ def _trace_both(network: nn.Module, image_size: Size) -> tuple[fx.Graph, fx.Grap
     for whole in _ways(network):
         try:
             train = _trace_mode(network.train(), whole, image_size)
-            with unchanged(network):
+            with unchanged(network), not_counting(network, image_size):
                 return train, _trace_mode(network.eval(), whole, image_size)
         except NotTraceableError as error:
             first = first or error
@@ -377,7 +337,10 @@ def _put_in_place(node: fx.Node, value: Any) -> None:
 def give_out(
     network: nn.Module, graph: NetworkGraph, names: list[str], image_size: Size
 ) -> NetworkGraph:
-    """Let a network end in some of its inner values, vectors, side by side.
+    """Let a network end in some of its inner values, vectors.
+
+    Those of one width, such as the two tokens of a distilled network, are averaged, as the logits
+    that are made of them are; others are laid side by side.
 
     Parameters
     ----------
@@ -393,6 +356,7 @@ def give_out(
     NotTraceableError
         If the network doesn't have them in training.
     """
+    widths = {graph.shapes[name][1:] for name in names}
     for part in (graph.train, graph.eval):
         by_name = {name: node for node, name in node_names(part).items()}
         if not set(names) <= by_name.keys():
@@ -400,10 +364,18 @@ def give_out(
         values = [by_name[name] for name in names]
         output = next(n for n in part.nodes if n.op == "output")
         with part.inserting_before(output):
-            joined = values[0] if len(values) == 1 else part.call_function(torch.cat, (values, 1))
-        output.args = (joined,)
+            output.args = (_join(part, values, mean=len(widths) == 1),)
         remove_dead_nodes(part)
     return _analyse(network, graph.train, graph.eval, image_size)
+
+
+def _join(graph: fx.Graph, values: list[fx.Node], *, mean: bool) -> fx.Node:
+    if len(values) == 1:
+        return values[0]
+    if not mean:
+        return graph.call_function(torch.cat, (values, 1))
+    total = functools.reduce(lambda a, b: graph.call_function(operator.add, (a, b)), values)
+    return graph.call_function(operator.truediv, (total, len(values)))
 
 
 def _trace_mode(network: nn.Module, whole: Whole, image_size: Size) -> fx.Graph:

@@ -20,10 +20,10 @@ from .graph import (
     refuse_output,
     remove_dead_nodes,
     trace,
-    unchanged,
 )
 from .graph import writes_in_place as _writes_in_place
 from .stages import Anatomy, find_anatomy
+from .state import not_counting, unchanged
 
 _End: TypeAlias = str | list[str] | None  # of a part: one boundary, several, or the logits
 Pooling = Literal["auto", "stages", "avg", "flatten"]
@@ -370,7 +370,7 @@ class OpaqueNetwork:
     def __init__(self, network: nn.Module, image_size: Size, reason: str) -> None:
         self.network = network
         self.reason = reason
-        with unchanged(network.eval()):
+        with unchanged(network.eval()), not_counting(network, image_size):
             self._classifier = _last_linear(network, image_size)
         paths = [] if self._classifier is None else [self._classifier]
         self.classifiers: tuple[str, ...] = tuple(paths)
