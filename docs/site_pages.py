@@ -67,7 +67,7 @@ MODULES = {
     ),
     "Backbones: Networks, their weights, and where they can be cut.": (
         "backbones.efficientnet_lite backbones.given backbones.hubs backbones.registry "
-        "backbones.weights backbones.shaped_trace backbones.nodes backbones.values "
+        "backbones.weights backbones.shaped_trace backbones.state backbones.nodes backbones.values "
         "backbones.tracing backbones.graph backbones.from_transformers backbones.classifier "
         "backbones.stages backbones.split backbones.backbone backbones.loading backbones"
     ),

@@ -7,6 +7,8 @@ needs nothing else.
 
 from __future__ import annotations
 
+import functools
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import fx, nn
 
 from ..images.sizes import Size
 from .nodes import node_names, remove_dead_nodes
+from .state import as_before
 from .tracing import NotTraceableError, trace_both
 from .values import Shaped, values_of
 
@@ -76,24 +79,9 @@ def trace(network: nn.Module, image_size: Size) -> NetworkGraph:
     ValueError
         If the network can't take images of this size.
     """
-    was_training = network.training
-    attributes = [(module, dict(vars(module))) for module in network.modules()]
-    try:
+    with as_before(network):
         train, graph = trace_both(network, image_size)
-    finally:
-        _forget_proxies(attributes)
-        network.train(was_training)
     return _analyse(network, train, graph, image_size)
-
-
-def _forget_proxies(attributes: list[tuple[nn.Module, dict[str, Any]]]) -> None:
-    """Put back what a traced forward has kept of its input in the modules."""
-    for module, before in attributes:
-        for name, value in list(vars(module).items()):
-            if isinstance(value, fx.Proxy) and name in before:
-                vars(module)[name] = before[name]
-            elif isinstance(value, fx.Proxy):
-                del vars(module)[name]
 
 
 def _analyse(
@@ -156,7 +144,10 @@ def _put_in_place(node: fx.Node, value: Any) -> None:
 def give_out(
     network: nn.Module, graph: NetworkGraph, names: list[str], image_size: Size
 ) -> NetworkGraph:
-    """Let a network end in some of its inner values, vectors, side by side.
+    """Let a network end in some of its inner values, vectors.
+
+    Those of one width, such as the two tokens of a distilled network, are averaged, as the logits
+    that are made of them are; others are laid side by side.
 
     Parameters
     ----------
@@ -172,6 +163,7 @@ def give_out(
     NotTraceableError
         If the network doesn't have them in training.
     """
+    widths = {graph.shapes[name][1:] for name in names}
     for part in (graph.train, graph.eval):
         by_name = {name: node for node, name in node_names(part).items()}
         if not set(names) <= by_name.keys():
@@ -179,10 +171,18 @@ def give_out(
         values = [by_name[name] for name in names]
         output = next(n for n in part.nodes if n.op == "output")
         with part.inserting_before(output):
-            joined = values[0] if len(values) == 1 else part.call_function(torch.cat, (values, 1))
-        output.args = (joined,)
+            output.args = (_join(part, values, mean=len(widths) == 1),)
         remove_dead_nodes(part)
     return _analyse(network, graph.train, graph.eval, image_size)
+
+
+def _join(graph: fx.Graph, values: list[fx.Node], *, mean: bool) -> fx.Node:
+    if len(values) == 1:
+        return values[0]
+    if not mean:
+        return graph.call_function(torch.cat, (values, 1))
+    total = functools.reduce(lambda a, b: graph.call_function(operator.add, (a, b)), values)
+    return graph.call_function(operator.truediv, (total, len(values)))
 
 
 def _boundaries(graph: fx.Graph) -> list[fx.Node]:

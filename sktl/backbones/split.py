@@ -17,7 +17,8 @@ from .graph import NetworkGraph, trace
 from .nodes import node_names, remove_dead_nodes
 from .nodes import writes_in_place as _writes_in_place
 from .stages import Anatomy, find_anatomy
-from .tracing import NotTraceableError, refuse_output, unchanged
+from .state import not_counting, unchanged
+from .tracing import NotTraceableError, refuse_output
 from .values import refuse_images
 
 _End: TypeAlias = str | list[str] | None  # of a part: one boundary, several, or the logits
@@ -385,7 +386,7 @@ class OpaqueNetwork:
     def __init__(self, network: nn.Module, image_size: Size, reason: str) -> None:
         self.network = network
         self.reason = reason
-        with unchanged(network.eval()):
+        with unchanged(network.eval()), not_counting(network, image_size):
             self._classifier = _last_linear(network, image_size)
         paths = [] if self._classifier is None else [self._classifier]
         self.classifiers: tuple[str, ...] = tuple(paths)

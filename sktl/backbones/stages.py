@@ -53,8 +53,8 @@ class Anatomy:
 def find_anatomy(network: nn.Module, graph: NetworkGraph, features: str) -> Anatomy:
     """Find a traced network's stages; `features` is the boundary that its classifier reads."""
     trunk = _Trunk(network, graph, _trunk_boundaries(network, graph, features))
-    blocks = _blocks(trunk)
-    stages = _stages_of_blocks(trunk, blocks) if blocks else _flat_stages(trunk)
+    level, blocks = _blocks(trunk)
+    stages = _stages_of_blocks(trunk, level, blocks) if blocks else _flat_stages(trunk)
     return Anatomy(stages, features)
 
 
@@ -124,18 +124,32 @@ def _inside(path: str, container: str) -> bool:
     return not container or path == container or path.startswith(container + ".")
 
 
-def _blocks(trunk: _Trunk) -> list[str]:
-    """Descend through containers until blocks of one class repeat."""
+def _blocks(trunk: _Trunk) -> tuple[str, list[str]]:
+    """Descend through containers until blocks of one class repeat: the container, and they."""
     level = ""
     while True:
         layers = _weight_layers(trunk, level)
         blocks = [child for child, n in layers.items() if n >= 2]
         kinds = Counter(type(trunk.network.get_submodule(b)) for b in blocks)
         if kinds and max(kinds.values()) >= 2:
-            return blocks
+            return level, blocks if len(_spans(trunk, blocks)) > 1 else _of_lists(trunk, blocks)
         if not blocks:
-            return []
+            return level, []
         level = max(blocks, key=lambda child: layers[child])
+
+
+def _of_lists(trunk: _Trunk, lists: list[str]) -> list[str]:
+    """The blocks of lists that are gone through by turns, as in PoolFormer of transformers."""
+    found: list[str] = []
+    for path in lists:
+        if not isinstance(trunk.network.get_submodule(path), nn.ModuleList):
+            return lists
+        layers = _weight_layers(trunk, path)
+        inner = [child for child, n in layers.items() if n >= 2]
+        are_lists = [isinstance(trunk.network.get_submodule(p), nn.ModuleList) for p in inner]
+        found += _of_lists(trunk, inner) if inner and all(are_lists) else inner
+    found.sort(key=lambda path: next(i for i, p in enumerate(trunk.paths) if _inside(p, path)))
+    return found if len(_spans(trunk, found)) > 1 else lists
 
 
 def _weight_layers(trunk: _Trunk, level: str) -> Counter[str]:
@@ -150,9 +164,8 @@ def _weight_layers(trunk: _Trunk, level: str) -> Counter[str]:
     return layers
 
 
-def _stages_of_blocks(trunk: _Trunk, blocks: list[str]) -> tuple[Stage, ...]:
+def _stages_of_blocks(trunk: _Trunk, level: str, blocks: list[str]) -> tuple[Stage, ...]:
     spans = _spans(trunk, blocks)
-    level = blocks[0].rpartition(".")[0]
     stages = []
     first = spans[0][1]
     stem = trunk.last_boundary(0, first)

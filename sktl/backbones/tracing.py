@@ -10,11 +10,9 @@ import math
 import operator
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-import torch
 import torchvision.ops
 from torch import fx, nn
 
@@ -22,6 +20,7 @@ from ..images.sizes import Size, height_width
 from ..tensors import without_values
 from .nodes import PATH, remove_dead_nodes, writes_in_place
 from .shaped_trace import ShapedProxy, Values, forget_devices
+from .state import not_counting, unchanged
 
 # Their forward asks for `self.training`, which tracing would freeze into the graph.
 # A linear layer is one whatever its forward looks like; only so a classifier is known.
@@ -139,39 +138,13 @@ class _ShapedTracer(_Tracer):
         return proxy
 
 
-@contextmanager
-def unchanged(network: nn.Module) -> Iterator[None]:
-    """Run or trace a network, which must not change in it.
-
-    What a forward keeps of its input is taken out again.
-
-    Raises
-    ------
-    ValueError
-        If buffers have changed; they are put back.
-    """
-    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    yield
-    changed = []
-    for name, buffer in network.named_buffers():
-        if name in buffers and not torch.equal(buffer, buffers[name]):
-            buffer.data.copy_(buffers[name])
-            changed.append(name)
-    if changed:
-        raise ValueError(
-            f"The forward of {type(network).__name__} changes its own {changed[0]!r}, so that the "
-            "features of a picture depend on those before it, and can't be kept. Take that out, or "
-            "do it in training mode only."
-        )
-
-
 def trace_both(network: nn.Module, image_size: Size) -> tuple[fx.Graph, fx.Graph]:
     """Trace a network in training and in evaluation mode, in the first way that works."""
     first: NotTraceableError | None = None
     for whole in _ways(network):
         try:
             train = _trace_mode(network.train(), whole, image_size)
-            with unchanged(network):
+            with unchanged(network), not_counting(network, image_size):
                 return train, _trace_mode(network.eval(), whole, image_size)
         except NotTraceableError as error:
             first = first or error

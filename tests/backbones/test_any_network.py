@@ -123,6 +123,16 @@ def test_heads_that_read_several_vectors_have_them_side_by_side(images):
         assert rest(images).shape == (2, 12)
 
 
+def test_heads_that_read_vectors_of_one_width_have_their_mean(images):
+    """As timm has it of a distilled DeiT's two tokens."""
+    network = Heads(lambda m, x, y: (m.head(x) + m.second(y)) / 2, width=8).eval()
+    splitter = make_splitter(network, 16)
+    with torch.inference_mode():
+        features = splitter.prefix(len(splitter.stages), "auto")(images)
+        assert torch.equal(features, (network.one(images) + network.other(images)) / 2)
+        assert splitter.suffix(0, "auto").train()(images).shape == (2, 8)
+
+
 def test_a_second_head_that_looks_at_places_is_left_out(images):
     """VOLO adds the greatest of the logits of all tokens."""
 

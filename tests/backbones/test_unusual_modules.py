@@ -86,6 +86,22 @@ class Counting(nn.Module):
         return self.network(images + self.calls)
 
 
+class CountingInPython(nn.Module):
+    """Changes a number of its own each time, which torch.fx would take for a constant."""
+
+    def __init__(self, decide):
+        super().__init__()
+        self.network = network()
+        self.decide = decide
+        self.calls = 0
+
+    def forward(self, images):
+        self.calls += 1
+        if self.decide and images.mean() > 1e6:
+            images = images / 2
+        return self.network(images + self.calls)
+
+
 def scripted():
     return torch.jit.script(network())
 
@@ -101,6 +117,9 @@ REFUSED = {
     "of two inputs": (Masked, r"needs \['mask'\] besides images"),
     "that changes": (lambda: Counting(False), "changes its own 'calls'"),
     "that changes and decides": (lambda: Counting(True), "changes its own 'calls'"),
+    "that counts": (lambda: CountingInPython(False), "changes its own 'calls'"),
+    "that counts and decides": (lambda: CountingInPython(True), "changes its own 'calls'"),
+    "of which a part counts": (lambda: nn.Sequential(CountingInPython(False)), "own '0.calls'"),
 }
 
 
@@ -127,3 +146,20 @@ def test_what_a_forward_keeps_of_its_input_is_forgotten():
     features = PretrainedImageFeatures(given, **SETTINGS).fit(X)
     assert features.__sktl_backbone__().splitter.network.last is None
     assert given.last is None
+
+
+def test_numbers_that_follow_from_the_image_are_no_counting(expected):
+    class Measuring(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network, self.height, self.trained = network(), 0, 0
+
+        def forward(self, images):
+            self.height = int(images.shape[2])
+            if self.training:
+                self.trained += 1
+            return self.network(images)
+
+    features = PretrainedImageFeatures(Measuring(), **SETTINGS).fit(X)
+    np.testing.assert_allclose(features.transform(X), expected, atol=1e-6)
+    assert features.__sktl_backbone__().splitter.network.height == 0
