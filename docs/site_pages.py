@@ -69,7 +69,8 @@ MODULES = {
         "backbones.efficientnet_lite backbones.given backbones.hubs backbones.registry "
         "backbones.weights backbones.shaped_trace backbones.state backbones.nodes backbones.values "
         "backbones.tracing backbones.graph backbones.from_transformers backbones.classifier "
-        "backbones.stages backbones.split backbones.backbone backbones.loading backbones"
+        "backbones.stages backbones.split backbones.backbone backbones.feature_names "
+        "backbones.loading backbones"
     ),
     "Cache: Features by image content.": (
         "cache.leases cache.protocol cache.memory cache.directory cache.opening cache"

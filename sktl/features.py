@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import chain
 from numbers import Integral
 from typing import Any, Self
 
@@ -16,7 +15,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from .backbones import Backbone, Pool, Pooling, spatial_axes
+from .backbones import Backbone, names_of_features
 from .base import ImageEstimator
 from .cache import empty_rows
 from .constraints import Options, StrOptions
@@ -257,16 +256,8 @@ class PretrainedImageFeatures(TransformerMixin, ImageEstimator):
             "stage_token_channel". What the classifier reads is "penultimate_number".
         """
         check_is_fitted(self)
-        stages = self._stage if isinstance(self._stage, tuple) else (self._stage,)
-        names = {stage: self._names_of(stage) for stage in stages if stage is not None}
-        n_others = self._n_features_out - sum(map(len, names.values()))
-        penultimate = [f"penultimate_{i}" for i in range(n_others)]
-        ordered = [penultimate if stage is None else names[stage] for stage in stages]
-        return np.asarray(list(chain.from_iterable(ordered)), dtype=object)
-
-    def _names_of(self, stage: int) -> list[str]:
-        shape = self._backbone.splitter.stage_shape(stage)
-        return _names(self.stages_[stage], shape, self._pooling)
+        place = (self._backbone, self._stage, self._pooling)
+        return np.asarray(names_of_features(*place, self._n_features_out), dtype=object)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_prefix")
@@ -333,14 +324,3 @@ def _write(rows: Tensor, features: Floats) -> None:
             f"Some features are beyond the range of {features.dtype}, up to "
             f"{np.finfo(features.dtype).max:g}. Choose dtype=np.float32."
         ) from error
-
-
-def _names(stage: str, shape: tuple[int, ...], pooling: Pooling) -> list[str]:
-    """Name the features that a stage's output of this shape is pooled to."""
-    if pooling != "flatten":
-        n_channels = Pool(pooling)(torch.empty(shape, device="meta")).shape[1]
-        return [f"{stage}_{channel}" for channel in range(n_channels)]
-    places = np.ndindex(shape[1:])
-    if len(shape) == 4 and spatial_axes(shape) == (1, 2):  # the channels lie last
-        return [f"{stage}_{channel}_{row}_{column}" for row, column, channel in places]
-    return ["_".join(map(str, (stage, *place))) for place in places]

@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from skorch.callbacks import Callback, InputShapeSetter, LRScheduler
 from torch import nn
 
-from .backbones import Backbone
+from .backbones import Backbone, names_of_features
 from .base import ImageEstimator, n_rows, rows_at
 from .constraints import Interval, Options, StrOptions
 from .files.pickling import Packer
@@ -401,9 +401,12 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         Returns
         -------
         ndarray of str of shape (n_features,)
+            "penultimate_number" of what the network hands to its classifier, before them
+            "stage_channel" of stages that the head reads beside it.
         """
         check_is_fitted(self)
-        names = [f"penultimate_{i}" for i in range(self._model.head.in_features)]
+        model = self._model
+        names = names_of_features(model.backbone, None, model.pooling, model.head.in_features)
         return np.asarray(names, dtype=object)
 
     def __sklearn_is_fitted__(self) -> bool:

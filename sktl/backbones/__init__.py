@@ -2,6 +2,7 @@
 
 from .backbone import Backbone, Stages
 from .efficientnet_lite import LITES, pad_same
+from .feature_names import names_of_features
 from .loading import load_backbone, rebuild_backbone
 from .registry import EMBEDDED, check_name, default_weights, list_backbones
 from .split import CutNetwork, Pool, Pooling, spatial_axes
@@ -18,6 +19,7 @@ __all__ = [
     "default_weights",
     "list_backbones",
     "load_backbone",
+    "names_of_features",
     "pad_same",
     "rebuild_backbone",
     "spatial_axes",

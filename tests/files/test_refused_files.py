@@ -262,8 +262,8 @@ TENSORS = {
     "missing": (drop("trained/head.1.bias"), "head.1.bias"),
     "no head": (drop("trained/head.1.weight"), "head should have weights"),
     "misshapen": (put("trained/head.1.bias", torch.zeros(3).double()), "head.1.bias"),
-    "turned": (put("trained/head.1.weight", torch.zeros(1280, 2).double()), "head should have"),
-    "other dtype": (put("trained/head.1.weight", torch.zeros(2, 1280)), "head.1.weight"),
+    "turned": (put("trained/head.1.weight", torch.zeros(1664, 2).double()), "head should have"),
+    "other dtype": (put("trained/head.1.weight", torch.zeros(2, 1664)), "head.1.weight"),
     "not a number": (
         put("trained/head.1.bias", torch.tensor([0, torch.nan]).double()),
         "not finite",
@@ -318,7 +318,7 @@ def test_a_head_for_another_network_is_refused(saved):
 
     retensor(saved, narrow)
     rewrite(saved, set_at("model", "head", "in_features", 12))
-    with pytest.raises(FileFormatError, match="1280 features, and 12 are expected"):
+    with pytest.raises(FileFormatError, match="1664 features, and 12 are expected"):
         sktl.load(saved)
 
 
