@@ -34,7 +34,7 @@ def test_wrong_labels_make_it_less_sure(digits):
     y = np.where(np.random.default_rng(0).random(len(y)) < 0.2, (y + 1) % 10, y)
     usual, chosen = make().fit(X, y), make(weight_decay="auto").fit(X, y)
     loss = log_loss(y_test, chosen.predict_proba(X_test))
-    assert loss < log_loss(y_test, usual.predict_proba(X_test)) - 0.1
+    assert loss < log_loss(y_test, usual.predict_proba(X_test)) - 0.05
     assert chosen.score(X_test, y_test) > usual.score(X_test, y_test)
     assert chosen.weight_decay_ > usual.weight_decay_ == 1e-3
 
@@ -67,7 +67,8 @@ def test_files_keep_it(fitted, digits, tmp_path):
 def test_stages_that_train_go_on_from_it(fitted, digits):
     X, y, _, _ = digits
     tuned = make(weight_decay="auto", freeze=-1, max_epochs=1).fit(X[:100], y[:100])
-    assert tuned.weight_decay_ == make(weight_decay="auto").fit(X[:100], y[:100]).weight_decay_
+    frozen = make(weight_decay="auto", pooling="network").fit(X[:100], y[:100])
+    assert tuned.weight_decay_ == frozen.weight_decay_
     assert tuned.score(X, y) > 0.5
 
 

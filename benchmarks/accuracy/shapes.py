@@ -40,7 +40,7 @@ def splits_of(y: Any, n_folds: int, n_seeds: int, per_class: int | None) -> Spli
 
 def scores_of(X: Any, y: Any, splits: Splits, **parameters: Any) -> list[float]:
     """Accuracy on each test part; the folds share the features by the cache."""
-    clf = PretrainedImageClassifier(random_state=0, **parameters)
+    clf = PretrainedImageClassifier(random_state=0, pooling="network", **parameters)
     return [float(clf.fit(X[a], y[a]).score(X[b], y[b])) for a, b in splits]
 
 

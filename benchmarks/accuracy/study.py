@@ -59,8 +59,9 @@ class TowardsStart(torch.optim.AdamW):
 
 RECIPES: dict[str, dict[str, Any]] = {
     "sktl, default": {},
-    "sktl, penalty by cross-validation": {"weight_decay": "auto"},
-    "sktl, linear head": {"head": "linear"},
+    "sktl, frozen": {"pooling": "network"},
+    "sktl, frozen, penalty by choice": {"pooling": "network", "weight_decay": "auto"},
+    "sktl, frozen, linear head": {"pooling": "network", "head": "linear"},
     "sktl, last stage": {"freeze": -1},
     "sktl, last two stages": {"freeze": -2},
     "sktl, head first (LP-FT)": {"freeze": "none"},
