@@ -26,6 +26,9 @@ WeightDecay = float | Literal["auto"]
 
 # Penalties that are tried, in powers of ten of the features' largest variance.
 _LEAST, _MOST, _N_TRIED = -10, 2, 97
+# Errors that differ by no more are the same but for rounding, as those of weak penalties are where
+# there are more features than images; the strongest of such penalties is taken.
+_ALIKE = 1e-4
 _LEAST_FREE = 1e-9  # share of an image's error that a fit leaves, below which it is rounding
 _ROWS_AT_ONCE = 4096
 
@@ -158,5 +161,5 @@ class _Problem:
                 fitted = left @ (kept * self.parts[:, output]).T
                 squared += (wanted[:, output, None] - fitted).square()
             errors += torch.where(free > _LEAST_FREE, squared / free.square(), torch.inf).sum(0)
-        best = _N_TRIED - 1 - int(errors.flip(0).argmin())  # of equal ones the strongest
-        return 2 * float(strengths[best])
+        alike = errors <= errors.min() * (1 + _ALIKE)
+        return 2 * float(strengths[alike].max())
