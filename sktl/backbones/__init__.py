@@ -5,7 +5,7 @@ from .efficientnet_lite import LITES, pad_same
 from .feature_names import names_of_features
 from .loading import load_backbone, rebuild_backbone
 from .registry import EMBEDDED, check_name, default_weights, list_backbones
-from .split import CutNetwork, Pool, Pooling, spatial_axes
+from .split import CutNetwork, Pool, Pooling, SideBySide, spatial_axes
 
 __all__ = [
     "EMBEDDED",
@@ -14,6 +14,7 @@ __all__ = [
     "CutNetwork",
     "Pool",
     "Pooling",
+    "SideBySide",
     "Stages",
     "check_name",
     "default_weights",

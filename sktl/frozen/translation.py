@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from ..backbones import pad_same
+from ..backbones import SideBySide, pad_same
 from .onnx_layers import ACTIVATIONS, LAYERS, write_layer
 from .onnx_writer import UntranslatableError, Value, Writer
+
+_Values: TypeAlias = Value | tuple[Value, ...]
 
 
 def to_onnx_bytes(module: nn.Module, example: Tensor) -> tuple[bytes, Tensor]:
@@ -47,17 +49,33 @@ def to_onnx_bytes(module: nn.Module, example: Tensor) -> tuple[bytes, Tensor]:
     writer = Writer()
     with torch.inference_mode():
         value = _translate(module, writer, writer.start(example))
+    if isinstance(value, tuple):
+        raise UntranslatableError("several outputs")
     return writer.finish(value), value.example
 
 
-def _translate(module: nn.Module, writer: Writer, value: Value) -> Value:
+def _translate(module: nn.Module, writer: Writer, value: _Values) -> _Values:
     if type(module) is nn.Sequential:
         for part in module:
             value = _translate(part, writer, value)
         return value
+    if isinstance(module, SideBySide) and isinstance(value, tuple):
+        return _join(module, writer, value)
+    if isinstance(value, tuple):
+        raise UntranslatableError(f"several inputs of a {type(module).__name__}")
     if isinstance(module, fx.GraphModule):
         return _Translator(module, writer).of(value)
     return write_layer(module, writer, value)
+
+
+def _join(joining: SideBySide, writer: Writer, values: tuple[Value, ...]) -> Value:
+    """Pool several outputs and lay them side by side."""
+    pooled = [write_layer(joining.pool, writer, value).name for value in values]
+    if joining.share != 1:
+        share = writer.constant(torch.tensor(joining.share))
+        pooled[:-1] = [writer.add("Mul", [name, share]) for name in pooled[:-1]]
+    result = joining([value.example for value in values])
+    return Value(writer.add("Concat", pooled, axis=1), result)
 
 
 class _Translator(fx.Interpreter):
@@ -70,25 +88,26 @@ class _Translator(fx.Interpreter):
         self.writer = writer
         self.values: dict[fx.Node, Value] = {}
 
-    def of(self, value: Value) -> Value:
-        """Translate the whole graph."""
+    def of(self, value: Value) -> _Values:
+        """Translate the whole graph; it may have several outputs."""
         inputs = [node for node in self.nodes if node.op == "placeholder"]
         if len(inputs) != 1:
             raise UntranslatableError(f"{len(inputs)} inputs")
         self.values[inputs[0]] = value
         self.run(value.example)
         (last,) = (node for node in self.nodes if node.op == "output")
-        result = last.args[0]
-        if not isinstance(result, fx.Node):
-            raise UntranslatableError("several outputs")
-        return self.values[result]
+        values: Callable[[fx.Node], Any] = self.values.__getitem__
+        result: _Values = fx.map_arg(last.args[0], values)
+        return tuple(result) if isinstance(result, list) else result
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node, and write it down."""
         if n.op == "call_module":
-            value = self._only_input(n)
-            self.values[n] = _translate(self.fetch_attr(str(n.target)), self.writer, value)
-            return self.values[n].example
+            value = _translate(self.fetch_attr(str(n.target)), self.writer, self._only_input(n))
+            if isinstance(value, tuple):
+                raise UntranslatableError(f"several outputs of {n.target}")
+            self.values[n] = value
+            return value.example
         result = super().run_node(n)
         if n.op == "get_attr":
             if not isinstance(result, Tensor) or result.dtype is not torch.float32:

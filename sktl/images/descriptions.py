@@ -198,9 +198,8 @@ def _statistics_of_transformers(config: _Config) -> tuple[list[float], list[floa
 
 
 def _three(value: Any) -> list[float]:
-    """A number for each channel, of which one may stand for all."""
-    found = [float(v) for v in ([value] if isinstance(value, int | float) else value)]
-    return found * 3 if len(found) == 1 else found
+    """A number for each channel, of which a single one stands for all."""
+    return [float(value)] * 3 if isinstance(value, int | float) else [float(v) for v in value]
 
 
 # torchvision's transforms, one after the other -------------------------------------------
@@ -218,7 +217,7 @@ def _of_steps(steps: Sequence[Any]) -> Recipe:
         elif name == "CenterCrop":
             sizes["crop"] = as_size(step.size)
         elif name == "Normalize":
-            mean, std = _three(step.mean), _three(step.std)
+            mean, std = (_three(v[0] if len(v) == 1 else v) for v in (step.mean, step.std))
         elif name not in _FORMS | _SCALING and not _only_converts(step):
             raise ValueError(f"{name} is none of Resize, CenterCrop, ToTensor and Normalize.")
     if "resize" not in sizes:
