@@ -67,7 +67,8 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         "stages" is that and, beside it, quarters of the means over positions of up to three stages
         before the last [7]_. "avg" is the mean over positions of the last stage's map, and
         "flatten" all its positions. "auto" is "stages" where all stages are frozen and make maps,
-        as those of convolutional networks do, and "network" elsewhere.
+        as those of convolutional networks do, for a head of one layer without `warm_start`; it is
+        "network" elsewhere.
     head : {"auto", "linear", "root"}, tuple of int or callable, default="auto"
         A linear layer, one on the features' square roots, hidden layers of these widths with ReLU,
         or what makes a module of ``(in_features, n_classes)``. "auto" is "root" where features

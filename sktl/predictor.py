@@ -249,7 +249,9 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         return Setup(
             backbone=backbone,
             depth=depth,
-            pooling=backbone.choose_pooling(self.pooling, depth),
+            pooling=backbone.choose_pooling(
+                self.pooling, depth, solvable=isinstance(self.head, str) and not self.warm_start
+            ),
             head=self.head,
             dropout=self.dropout,
             plan=self._plan(target, depth == len(backbone.stages), seed, partial),

@@ -313,7 +313,7 @@ BAD_PARAMS = [
     ("head", of_no_module, TypeError, ["head callable", "torch.nn.Module", "got int"]),
     ("head", too_wide, ValueError, [r"\(n, 3\)", r"gave \(2, 4\)", "n_outputs"]),
     ("head", too_narrow, ValueError, [r"\(n, 3\)", r"gave \(2, 2\)", "n_outputs"]),
-    ("head", other_input, ValueError, [r"\(n, 1664\)", "it failed", "1665"]),
+    ("head", other_input, ValueError, [r"\(n, 1280\)", "it failed", "1281"]),
     ("dropout", 1.5, INVALID, ["dropout", "Got 1.5"]),
     ("dropout", -0.5, INVALID, ["dropout", "Got -0.5"]),
     ("criterion", "mse", INVALID, ["criterion", "'cross_entropy'", "Got 'mse'"]),

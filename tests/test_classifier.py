@@ -107,7 +107,7 @@ def test_a_fit_forgets_the_one_before(rows, photographs):
 
 @pytest.mark.parametrize(
     ("params", "width"),
-    [({"pooling": "network"}, 1280), ({"head": (16,)}, 1664), ({"pooling": "avg"}, 1280)],
+    [({}, 1664), ({"head": (16,)}, 1280), ({"pooling": "avg"}, 1280)],
 )
 def test_transform(rows, params, width):
     X, y = rows

@@ -76,12 +76,13 @@ class Backbone:
         """Stages that a head reads with pooling="stages", beside what the classifier reads."""
         return self.splitter.sides if self.known_sides is None else self.known_sides
 
-    def choose_pooling(self, pooling: str, depth: int) -> Pooling:
+    def choose_pooling(self, pooling: str, depth: int, *, solvable: bool) -> Pooling:
         """Find what a head reads, by an estimator's `pooling` and the number of frozen stages.
 
-        "auto" takes several stages where all are frozen. That gains most where the pictures are
-        far from those that the network has learned from, or smaller; what training does to the
-        last stages gains the same.
+        "auto" takes several stages where all are frozen, for a head of one layer that needn't go
+        on at another depth (`solvable`). That gains most where the pictures are far from those
+        that the network has learned from, or smaller; what training does to the last stages gains
+        the same.
 
         Raises
         ------
@@ -91,7 +92,8 @@ class Backbone:
         """
         n = len(self.stages)
         if pooling in ("auto", "network"):
-            return "stages" if pooling == "auto" and depth == n and self.sides else "auto"
+            several = pooling == "auto" and depth == n and solvable
+            return "stages" if several and self.sides else "auto"
         if pooling == "stages" and not self.sides:
             raise ValueError(
                 'pooling="stages" reads the last stages that make maps, and this network has none '

@@ -163,7 +163,7 @@ def test_what_could_be_read_stays_in_the_cache_and_nothing_else(mixed, tmp_path)
         clf.fit(X, y)
     with sqlite3.connect(next(tmp_path.iterdir())) as connection:
         shapes = [row[0] for row in connection.execute("SELECT shape FROM rows")]
-    assert sum(shape == "1280" for shape in shapes) == len(good)
+    assert sum(shape == "1664" for shape in shapes) == len(good)
     clf.fit(X[good], y[good])
     n_run = clf._model.prefix.n_images
     with pytest.raises(UnreadableImagesError):

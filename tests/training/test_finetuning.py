@@ -127,7 +127,7 @@ def test_schedulers_of_torch(make, data, schedule, expected):
 
 
 def test_head_first_begins_with_the_fitted_head(make, data):
-    frozen = make(freeze="all", max_epochs=None).fit(*data)
+    frozen = make(freeze="all", pooling="network", max_epochs=None).fit(*data)
     tiny = {"lr": 1e-12, "max_epochs": 1}
     begun = make(unfreeze="head_first", **tiny).fit(*data)
     assert begun.predict_proba(data[0]) == pytest.approx(frozen.predict_proba(data[0]), abs=2e-3)
