@@ -33,7 +33,7 @@ def test_a_frozen_classifier_reads_several_stages(default, photographs):
         stage=[-4, -3, -2, None], image_size=SIZE, precision="float32"
     ).fit_transform(X)
     expected = np.concatenate([stages[:, :-1280] / 4, stages[:, -1280:]], axis=1)
-    assert default.transform(X) == pytest.approx(expected, rel=1e-6, abs=1e-7)
+    assert default.transform(X) == pytest.approx(expected, rel=1e-4, abs=1e-4)
     assert default.net_.module_.head[-1].in_features == 80 + 112 + 192 + 1280
 
 
