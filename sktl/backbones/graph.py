@@ -88,7 +88,7 @@ def _analyse(
     network: nn.Module, train: fx.Graph, graph: fx.Graph, image_size: Size
 ) -> NetworkGraph:
     values = values_of(network, graph, image_size, 2)
-    if any(map(_asks_for_size, graph.nodes)):
+    if any(map(_is_size, values.values())):
         _fold_sizes(train, graph, values, values_of(network, graph, image_size, 3))
     names = node_names(graph)
     shapes = {name: v.shape for n, name in names.items() if isinstance(v := values[n], Shaped)}
@@ -119,12 +119,6 @@ def _fold_sizes(
             if name in sizes and node.op not in ("placeholder", "output"):
                 _put_in_place(node, sizes[name])
         remove_dead_nodes(part)
-
-
-def _asks_for_size(node: fx.Node) -> bool:
-    if node.op == "call_method":
-        return node.target in ("size", "dim")
-    return node.op == "call_function" and node.target is getattr
 
 
 def _is_size(value: object) -> bool:
@@ -197,10 +191,24 @@ def _boundaries(graph: fx.Graph) -> list[fx.Node]:
         dependent = node.op == "placeholder" or any(
             parent in made_from_image for parent in node.all_input_nodes
         )
-        if not dependent:
+        if not dependent or asks_kind_of_image(node):
             continue
         made_from_image.add(node)
         if node.op != "placeholder" and outlives <= i:
             boundaries.append(node)
-        outlives = max(outlives, max((position[user] for user in node.users), default=-1))
+        users = [position[user] for user in node.users if not asks_kind_of_image(user)]
+        outlives = max(outlives, max(users, default=-1))
     return boundaries
+
+
+def asks_kind_of_image(node: fx.Node) -> bool:
+    """Whether the node is the image's dtype or device, which every value after it has as well.
+
+    DINOv3 gives the former to the table of positions that all its blocks read.
+    """
+    if node.op != "call_function" or node.target is not getattr:
+        return False
+    of, name = node.args
+    while isinstance(of, fx.Node) and of.op == "call_method" and of.target == "to":
+        of = of.args[0]
+    return isinstance(of, fx.Node) and of.op == "placeholder" and name in ("dtype", "device")

@@ -21,6 +21,7 @@ VIT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "pat
 VIT |= {"intermediate_size": 64, "image_size": 32}
 FOUR = {"hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 2, 1]}
 SWIN = {"embed_dim": 16, "depths": [1, 2], "num_heads": [2, 2], "window_size": 4, "image_size": 32}
+FOCAL = {"embed_dim": 16, "depths": [1, 1, 2, 1], "image_size": 32}
 RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 2], "layer_type": "basic"}
 
 # What is built, from which settings, and which of its outputs are the features.
@@ -42,6 +43,8 @@ MODELS = [
     ("SwinModel", "SwinConfig", SWIN, "pooled"),
     ("RegNetModel", "RegNetConfig", RESNET | {"groups_width": 8, "layer_type": "y"}, "pooled"),
     ("PoolFormerModel", "PoolFormerConfig", FOUR, "map"),
+    ("DINOv3ViTModel", "DINOv3ViTConfig", VIT, "pooled"),
+    ("FocalNetModel", "FocalNetConfig", FOCAL, "pooled"),
     ("MobileNetV2ForImageClassification", "MobileNetV2Config", {}, "classifier"),
 ]
 
