@@ -159,7 +159,7 @@ class Recipe:
         prepared : uint8 tensor of shape (len(indices), 3, h, w)
             In channels-last memory format. Of an image that can't be read it means nothing.
         unreadable : dict of int to str
-            See :meth:`sktl.images.reading.Images.read`.
+            See ``Images.read``.
         """
         # Without antialiasing, pixels are dropped that decoding at a fraction would blend.
         size = max(self._sides()) if self.antialias else None
