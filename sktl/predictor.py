@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from skorch.callbacks import Callback, InputShapeSetter, LRScheduler
 from torch import nn
 
-from .backbones import Backbone, names_of_features
+from .backbones import Backbone, Pooling, names_of_features
 from .base import ImageEstimator, n_rows, rows_at
 from .constraints import Interval, Options, StrOptions
 from .files.pickling import Packer
@@ -220,7 +220,7 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         images = self._open(X, reset=reset, counts=given.weights > 0)
         check_consistent_length(np.empty(len(images)), given.y)
         task = Task(images, given.target, given.y, given.weights)
-        setup = self._setup(self._load_backbone(seed), given.target, seed, partial)
+        setup = self._setup(self._load_backbone(seed), given.target, seed, partial, start)
         data = {"X": X, "y": y, "metadata": {"sample_weight": sample_weight}}
 
         @contextmanager
@@ -242,16 +242,16 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         self._set_fitted(fit, given, partial)
         return fit.outcome.interrupted
 
-    def _setup(self, backbone: Backbone, target: Target, seed: int, partial: bool) -> Setup:
+    def _setup(
+        self, backbone: Backbone, target: Target, seed: int, partial: bool, start: Model | None
+    ) -> Setup:
         depth = backbone.freeze_depth(self.freeze)
         device, precision = self._choose_hardware()
         watches = self.early_stopping and not partial
         return Setup(
             backbone=backbone,
             depth=depth,
-            pooling=backbone.choose_pooling(
-                self.pooling, depth, solvable=isinstance(self.head, str) and not self.warm_start
-            ),
+            pooling=self._choose_pooling(backbone, depth, start),
             head=self.head,
             dropout=self.dropout,
             plan=self._plan(target, depth == len(backbone.stages), seed, partial),
@@ -265,6 +265,12 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
             callbacks=self.callbacks,
             verbose=int(self.verbose),
         )
+
+    def _choose_pooling(self, backbone: Backbone, depth: int, start: Model | None) -> Pooling:
+        if self.pooling == "auto" and start is not None and start.depth == depth:
+            return start.pooling  # what is gone on from was chosen without warm_start, perhaps
+        solvable = isinstance(self.head, str) and not self.warm_start
+        return backbone.choose_pooling(self.pooling, depth, solvable=solvable)
 
     def _plan(self, target: Target, frozen: bool, seed: int, partial: bool) -> TrainingPlan:
         optimizer = self._choose_optimizer(target, frozen, partial)

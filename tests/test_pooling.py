@@ -117,6 +117,15 @@ def test_the_parts_before_and_after_a_cut_make_the_whole(build):
                 assert torch.equal(after(before), whole)
 
 
+def test_going_on_reads_what_was_read_before(photographs):
+    X, y = photographs
+    clf = make().fit(X, y)
+    clf.set_params(warm_start=True).fit(X, y)
+    assert clf.transform(X).shape == (12, 1664)
+    with pytest.raises(ValueError, match='with pooling="network" can a fit go on to any depth'):
+        clf.set_params(freeze=-2).fit(X, y)
+
+
 class Opaque(nn.Module):
     def __init__(self):
         super().__init__()
