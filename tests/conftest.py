@@ -13,6 +13,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
+# They hold no examples, and modules of one name can't be imported side by side.
+collect_ignore_glob = ["conftest.py", "*/conftest.py"]
+
 STAMPS = Path(__file__).parents[2] / "shared" / "data" / "stamps"
 
 
