@@ -242,8 +242,8 @@ class Backbone:
         stage : int, tuple of (int or None), or None
             None is what the network itself hands to its classifier. Of several stages, all are
             pooled and joined in this order.
-        pooling : {"auto", "avg", "flatten"} or None
-            None leaves a stage's output as it is.
+        pooling : {"auto", "stages", "avg", "flatten"} or None
+            None leaves a stage's output as it is. "stages" is for what the classifier reads.
         """
         if isinstance(stage, tuple):
             features = self.splitter.several(0, stage, pooling or "auto")

@@ -221,12 +221,8 @@ class TracedNetwork:
 
     def several(self, depth: int, stages: Sequence[int | None], pooling: Pooling) -> nn.Module:
         """See :class:`Splitter`; each layer runs once."""
-        ends = [
-            self._pooled(pooling) if stage is None else self.anatomy.stages[stage].end
-            for stage in stages
-        ]
-        graph = _subgraph(self.network, self.graph.eval, self._end_of(depth), ends)
-        return nn.Sequential(fx.GraphModule(self.network, graph), SideBySide(pooling)).eval()
+        part = self._part(self._end_of(depth), self._ends(stages, pooling))
+        return nn.Sequential(part, SideBySide(pooling)).eval()
 
     def stage_shape(self, stage: int) -> tuple[int, ...]:
         """See :class:`Splitter`."""
@@ -234,8 +230,7 @@ class TracedNetwork:
 
     def between(self, depth: int, stage: int) -> nn.Module:
         """See :class:`Splitter`."""
-        stages = self.anatomy.stages
-        return self._part(stages[depth - 1].end, stages[stage].end)
+        return self._part(self._end_of(depth), self.anatomy.stages[stage].end)
 
     def stage_of_layers(self) -> dict[str, int]:
         """See :class:`Splitter`; what follows the last stage belongs to it."""
@@ -295,10 +290,16 @@ class TracedNetwork:
 
     def _read(self, pooling: Pooling) -> _End:
         """Boundary that the pooling reads, or several."""
-        last = self._pooled(pooling)
-        if pooling != "stages":
-            return last
-        return [*(self.anatomy.stages[stage].end for stage in self.sides), last]
+        if pooling == "stages":
+            return self._ends((*self.sides, None), pooling)
+        return self._pooled(pooling)
+
+    def _ends(self, stages: Sequence[int | None], pooling: Pooling) -> list[str]:
+        """Boundaries of stages; that of None is what the pooling reads last."""
+        return [
+            self._pooled(pooling) if stage is None else self.anatomy.stages[stage].end
+            for stage in stages
+        ]
 
 
 def _pool_of(end: _End, pooling: Pooling) -> nn.Module:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, fields
+from typing import get_args
 
 import numpy as np
 import torch
 
+from ..backbones import Pooling
 from ..training.heads import HEADS, ONE_LAYER
 from ..training.optimization import OPTIMIZERS, TrainingPlan
 from ..training.parameters import BOUNDS
@@ -169,7 +171,7 @@ TRAINED_MAY_LACK = MAY_LACK | {
     "skipped_": list_of(integer(0)),
 }
 MODEL = NETWORK | {
-    "pooling": one_of("auto", "stages", "avg", "flatten"),
+    "pooling": one_of(*get_args(Pooling)),
     "depth": integer(0, 2**15),
     "history": history,
     "same": record({"frozen": mapping_of(text), "trained": mapping_of(text)}),

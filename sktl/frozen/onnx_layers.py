@@ -99,6 +99,15 @@ def _pair(value: int | Sequence[int]) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value)
 
 
+def _window(layer: nn.MaxPool2d | nn.AvgPool2d) -> dict[str, list[int]]:
+    """What a pooling looks at, and how it moves."""
+    return {
+        "kernel_shape": _pair(layer.kernel_size),
+        "strides": _pair(layer.stride),
+        "pads": _pair(layer.padding) * 2,
+    }
+
+
 def _max_pool(layer: nn.MaxPool2d, writer: Writer, value: Value) -> str:
     if layer.return_indices:
         raise UntranslatableError("indices of a max pooling")
@@ -107,9 +116,7 @@ def _max_pool(layer: nn.MaxPool2d, writer: Writer, value: Value) -> str:
     return writer.add(
         "MaxPool",
         [writer.plain(value)],
-        kernel_shape=_pair(layer.kernel_size),
-        strides=_pair(layer.stride),
-        pads=_pair(layer.padding) * 2,
+        **_window(layer),
         dilations=_pair(layer.dilation),
         ceil_mode=int(layer.ceil_mode),
     )
@@ -121,9 +128,7 @@ def _average_pool(layer: nn.AvgPool2d, writer: Writer, value: Value) -> str:
     return writer.add(
         "AveragePool",
         [writer.plain(value)],
-        kernel_shape=_pair(layer.kernel_size),
-        strides=_pair(layer.stride),
-        pads=_pair(layer.padding) * 2,
+        **_window(layer),
         count_include_pad=int(layer.count_include_pad),
     )
 
