@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from finetuned import SmallNetwork
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.datasets import load_digits
@@ -434,7 +435,7 @@ def test_an_onnx_file_gives_independent_probabilities(X, Y, tmp_path):
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
     pictures = (X * 15).astype(np.uint8).reshape(-1, 8, 8)
-    clf = classifier(precision="float32").fit(pictures[:N], Y[:N])
+    clf = classifier(backbone=SmallNetwork(), precision="float32").fit(pictures[:N], Y[:N])
     path = tmp_path / "clf.onnx"
     clf.to_onnx(path)
     images = np.repeat(pictures[N : N + 3, None], 3, axis=1)
