@@ -134,8 +134,8 @@ def test_all_ways_to_train_learn_labels(X, Y, parameters):
 
 
 def test_torchs_lbfgs_comes_to_the_optimum_that_is_solved_for(X, Y):
-    solved = classifier(weight_decay=0.1).fit(X[:N], Y[:N])
-    stepped = classifier(weight_decay=0.1, optimizer="lbfgs", lr=0.5).fit(X[:N], Y[:N])
+    solved = classifier(weight_decay=0.1).fit(X[:60], Y[:60])
+    stepped = classifier(weight_decay=0.1, optimizer="lbfgs", lr=0.5).fit(X[:60], Y[:60])
     assert stepped.n_iter_ != solved.n_iter_
     assert stepped.predict_proba(X) == pytest.approx(solved.predict_proba(X), abs=1e-3)
 
