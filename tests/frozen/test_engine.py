@@ -159,13 +159,24 @@ def test_frozen_networks_run_in_the_engine(network, images):
     assert not frozen.module.runs_in_torch
 
 
+@pytest.fixture
+def forget_prepared():
+    """Function that forgets which way the embedded network runs; other tests don't meet it."""
+
+    def forget():
+        PretrainedImageClassifier(image_size=32)._load_backbone().derived.clear()
+
+    yield forget
+    forget()
+
+
 @without_units
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
-def test_a_fit_without_the_engine_gives_the_same(package, digits, monkeypatch):
+def test_a_fit_without_the_engine_gives_the_same(package, digits, monkeypatch, forget_prepared):
     X, y = digits[0][:40], digits[1][:40]
     make = partial(PretrainedImageClassifier, image_size=32, cache=None)
     wanted = make().fit(X, y).predict_proba(X)
-    make()._load_backbone().derived.clear()  # where it runs already
+    forget_prepared()  # it runs in the engine already
     monkeypatch.setitem(sys.modules, package, None)  # an installation that is broken
     with pytest.warns(RuntimeWarning, match="runs in torch"):
         found = make(random_state=0).fit(X, y).predict_proba(X)

@@ -36,7 +36,7 @@ def tried_anew():
         once.cache_clear()
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def in_torch():
     """Where onnxruntime is quicker, it would run the networks."""
     with pytest.MonkeyPatch.context() as patch:
@@ -108,7 +108,7 @@ def fitted(photographs):
     return clf.fit(X, y).predict_proba(X)
 
 
-def test_without_a_kernel_fit_and_predict_work(left, photographs, monkeypatch):
+def test_without_a_kernel_fit_and_predict_work(in_torch, left, photographs, monkeypatch):
     found = fitted(photographs)
     monkeypatch.undo()
     onednn._usable_on_cpu.cache_clear()
@@ -145,7 +145,7 @@ def test_bfloat16_without_units_is_plain(monkeypatch):
     assert kernels(CPU, torch.bfloat16) == "plain"
 
 
-def test_other_processors_take_the_plain_way(photographs, monkeypatch):
+def test_other_processors_take_the_plain_way(in_torch, photographs, monkeypatch):
     expected = fitted(photographs)
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert kernels(CPU, torch.float32) == kernels(CPU, torch.bfloat16) == "plain"
