@@ -294,6 +294,8 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         if partial:
             decided |= {"schedule": "constant", "warmup": 0.0, "max_epochs": 1}
             decided["unfreeze"] = "at_once"
+        elif frozen:
+            decided["unfreeze"] = "head_first"  # the head is all that trains
         return TrainingPlan(**{"label_smoothing": 0.0} | asked | decided)
 
     def _choose_optimizer(self, target: Target, frozen: bool, partial: bool) -> OptimizerChoice:
