@@ -400,6 +400,26 @@ def test_kernels_for_volumes_are_frozen_and_trained(images, freeze):
     assert np.isfinite(clf.fit(X, y).predict_proba(X)).all()
 
 
+class NumbersOfNumPy(nn.Module):
+    """In training alone, as in DINOv3 of transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.fc = trunk_block(3), trunk_block(8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.last(self.first(x))
+        if self.training:
+            x = x * np.exp(np.float64(0.1))
+        return self.fc(x.mean((2, 3)))
+
+
+def test_numbers_of_numpy_in_training(images):
+    X, y = (images * 255).byte().numpy().repeat(3, axis=0), [0, 1] * 3
+    clf = PretrainedImageClassifier(NumbersOfNumPy(), freeze=-1, image_size=16, max_epochs=1)
+    assert np.isfinite(clf.fit(X, y).predict_proba(X)).all()
+
+
 class HandsSizesOn(nn.Module):
     """Each block is told height and width, as in MViT and DINOv3."""
 
