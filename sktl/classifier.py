@@ -131,7 +131,8 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
     unfreeze : {"head_first", "at_once", "gradual"}, default="head_first"
         How stages that aren't frozen begin: after the head has been fitted to the features as
         they are [1]_, together with a random head, or after the head, one by one from the last to
-        the first over the epochs [3]_.
+        the first over the epochs [3]_. A head of one layer is fitted with the penalty and the
+        temperature of ``weight_decay="auto"``, whatever `weight_decay` is, except for several labels.
     max_epochs : int or None, default=None
         Passes over the images; for ``optimizer="lbfgs"``, the most iterations. None is 20, and
         1000 for "lbfgs".

@@ -277,13 +277,15 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         # What "auto" solves is solved to its optimum, whatever is asked of steps.
         solved = self.optimizer == "auto" and optimizer == "lbfgs"
         lr, max_epochs = (None, None) if solved else (self.lr, self.max_epochs)
-        lr = default_lr(optimizer, frozen=frozen) if lr is None else lr
+        share = target.backbone_share
+        if lr is None:
+            lr = default_lr(optimizer, frozen=frozen) / (1.0 if frozen else share)
         given = self.get_params(deep=False)
         asked = {f.name: given[f.name] for f in fields(TrainingPlan) if f.name in given}
         decided = {
             "optimizer": optimizer,
             "lr": lr,
-            "backbone_lr": lr if self.backbone_lr is None else self.backbone_lr,
+            "backbone_lr": lr * share if self.backbone_lr is None else self.backbone_lr,
             "max_epochs": max_epochs or default_max_epochs(optimizer),
             "n_iter_no_change": self.n_iter_no_change if self.early_stopping else None,
             "seed": seed,
@@ -292,6 +294,8 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         if partial:
             decided |= {"schedule": "constant", "warmup": 0.0, "max_epochs": 1}
             decided["unfreeze"] = "at_once"
+        elif frozen:
+            decided["unfreeze"] = "head_first"  # the head is all that trains
         return TrainingPlan(**{"label_smoothing": 0.0} | asked | decided)
 
     def _choose_optimizer(self, target: Target, frozen: bool, partial: bool) -> OptimizerChoice:

@@ -61,12 +61,22 @@ class PretrainedImageRegressor(RegressorMixin, ImagePredictor):
         weights.
     head : {"auto", "linear", "root"}, tuple of int or callable, default="auto"
         As in :class:`PretrainedImageClassifier`; a callable makes a module of ``(in_features,
-        n_outputs)``.
-    backbone, weights, freeze, pooling, dropout, augment, n_views, mixup, cutmix, lr, backbone_lr, \
-layer_decay, schedule, warmup, unfreeze, max_epochs, batch_size, accumulation_steps, \
-max_grad_norm, ema_decay, validation_fraction, n_iter_no_change, warm_start, image_size, \
-resize_mode, preprocessing, image_shape, pixel_range, bands, cache, precision, device, n_jobs, \
-on_error, callbacks, random_state, verbose
+        n_outputs)``. "auto" is "linear" where stages train.
+    lr : float or None, default=None
+        Learning rate of the head, at its highest, where training takes steps. None is 1e-3, and
+        1e-2 for "sgd"; three times that where stages train.
+    backbone_lr : float or None, default=None
+        Learning rate of the last stage that trains. None is a tenth of `lr`.
+    unfreeze : {"at_once", "head_first", "gradual"}, default="at_once"
+        How stages that aren't frozen begin: together with a head that answers the mean of y, after
+        the head has been fitted to the features as they are, or after the head, one by one from the
+        last to the first over the epochs. A fitted head leaves hardly an error that stages could
+        learn by, where there are fewer images than features.
+    backbone, weights, freeze, pooling, dropout, augment, n_views, mixup, cutmix, layer_decay, \
+schedule, warmup, max_epochs, batch_size, accumulation_steps, max_grad_norm, ema_decay, \
+validation_fraction, n_iter_no_change, warm_start, image_size, resize_mode, preprocessing, \
+image_shape, pixel_range, bands, cache, precision, device, n_jobs, on_error, callbacks, \
+random_state, verbose
         See :class:`PretrainedImageClassifier`. Predictions for files that can't be read are NaN.
 
     Attributes
@@ -142,7 +152,7 @@ on_error, callbacks, random_state, verbose
         weight_decay: float | str = "auto",
         schedule: Any = "cosine",
         warmup: float | None = None,
-        unfreeze: str = "head_first",
+        unfreeze: str = "at_once",
         max_epochs: int | None = None,
         batch_size: int = 32,
         accumulation_steps: int = 1,

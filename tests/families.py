@@ -26,6 +26,12 @@ FAMILIES = {
     "wide_resnet50_2": 64,
 }
 
+# With sums, branches, channels that weigh each other, and windows of attention.
+SMALL = {
+    "efficientnet_lite0", "mobilenet_v3_small", "resnet18", "shufflenet_v2_x0_5", "squeezenet1_1",
+    "swin_t",
+}  # fmt: skip
+
 
 def image_size_of(name):
     if name in FAMILIES:

@@ -11,36 +11,33 @@ PRINTED = r"\d+\.\d{3} of |\d+ MB more|\d\.\d{3} \+- |\de\+\d\d |\d,0\.\d{3}"
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def slow(command):
-    return pytest.param(command, marks=pytest.mark.slow)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
-        slow("frozen_fit.py --images 16 --repeats 1"),
-        slow("search.py --images 50 --repeats 1 --skorch-images 8"),
-        slow("search_by_y.py --images 20 --size 32"),
-        slow("freeze_search.py --images 30 --epochs 1 --skorch-images 8"),
-        slow("predict.py --images 16 --repeats 1"),
-        slow("directory_cache.py --images 16 --repeats 1"),
-        slow("memory.py --few 16 --many 32"),
-        slow("import_time.py --repeats 1"),
+        "frozen_fit.py --images 16 --repeats 1",
+        "search.py --images 50 --repeats 1 --skorch-images 8",
+        "search_by_y.py --images 20 --size 32",
+        "freeze_search.py --images 30 --epochs 1 --skorch-images 8",
+        "predict.py --images 16 --repeats 1",
+        "directory_cache.py --images 16 --repeats 1",
+        "memory.py --few 16 --many 32",
+        "import_time.py --repeats 1",
         "decoding.py --repeats 1",
-        slow("files.py --images 16 --image-size 64 --repeats 1"),
-        slow("large_folder.py --images 32 --few 16"),
-        slow("deploy.py --images 16 --repeats 1 --compile 0"),
-        slow("training_step.py --images 64 --repeats 1"),
-        slow("many_classes.py --rows 100 --classes 5 --test-rows 30 --max-iter 20"),
-        slow("several_labels.py --rows 60 --size 32"),
-        slow("regression.py --rows 60 --size 32 --folds 2"),
-        slow("regression.py --stages --rows 80 --size 32 --folds 2 --epochs 1"),
-        slow("several_labels.py --stages --rows 80 --size 32 --epochs 1"),
-        slow("threads.py --sizes 32 --blocks 1 --steps 1 --batch 4"),
-        slow("photographs.py --drawings 1 --test 2"),
-        slow("compiling.py --images 32 --networks 1 --repeats 1"),
-        slow("accuracy/penalty.py --digits 5 --size 32 --folds 2"),
-        slow("accuracy/study.py --digits 2 --size 32 --epochs 1 --folds 2 --output {output}"),
+        "files.py --images 16 --image-size 64 --repeats 1",
+        "large_folder.py --images 32 --few 16",
+        "deploy.py --images 16 --repeats 1 --compile 0",
+        "training_step.py --images 64 --repeats 1",
+        "many_classes.py --rows 100 --classes 5 --test-rows 30 --max-iter 20",
+        "several_labels.py --rows 60 --size 32",
+        "regression.py --rows 60 --size 32 --folds 2",
+        "regression.py --stages --rows 80 --size 32 --folds 2 --epochs 1",
+        "several_labels.py --stages --rows 80 --size 32 --epochs 1",
+        "threads.py --sizes 32 --blocks 1 --steps 1 --batch 4",
+        "photographs.py --drawings 1 --test 2",
+        "compiling.py --images 32 --networks 1 --repeats 1",
+        "accuracy/penalty.py --digits 5 --size 32 --folds 2",
+        "accuracy/study.py --digits 2 --size 32 --epochs 1 --folds 2 --output {output}",
     ],
 )
 def test_benchmarks_run(command, tmp_path):

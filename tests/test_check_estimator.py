@@ -114,6 +114,7 @@ def test_features_pass_all_checks(process):
     assert failed_or_skipped(process, PretrainedImageFeatures(image_size=32)) == {}
 
 
+@pytest.mark.slow
 def test_unfrozen_classifier_fails_no_other_check_than_the_two(process):
     found = failed_or_skipped(process, UNFROZEN)
     unexpected = {k: v for k, v in found.items() if k not in UNFROZEN_MAY_FAIL or v[0] != "failed"}

@@ -133,7 +133,7 @@ def test_workers_share_the_prefix_pass_and_find_what_one_process_finds(
     ("kind", "convert"),
     [
         (PretrainedImageRegressor, lambda y: y),
-        (PretrainedImageRegressor, lambda y: np.c_[y, y % 3]),
+        pytest.param(PretrainedImageRegressor, lambda y: np.c_[y, y % 3], marks=pytest.mark.slow),
         (PretrainedImageClassifier, lambda y: np.c_[y % 2 == 0, y > 4, y % 3 == 0]),
     ],
     ids=["a number", "two numbers", "several labels"],

@@ -3,7 +3,6 @@
 import ast
 import importlib
 import re
-import subprocess
 import sys
 import urllib.parse
 from pathlib import Path
@@ -99,6 +98,7 @@ def downloaded(tmp_path, monkeypatch):
         torch.save(torchvision.models.get_model(name).state_dict(), files / file)
 
 
+@pytest.mark.slow
 def test_sktl_halves_run(folder, downloaded, one_thread):
     images = [np.asarray(Image.open(file)) for file in sorted(folder.glob("pictures/*/*.jpg"))]
     labels = ["cat"] * 6 + ["dog"] * 6
@@ -125,17 +125,6 @@ def test_names_of_the_package_are_the_public_ones():
     assert all(hasattr(sktl, name) for name in dir(sktl))
     with pytest.raises(AttributeError, match="'sktl' has no attribute 'ploting'"):
         _ = sktl.ploting
-
-
-def test_plotting_comes_when_it_is_asked_for():
-    code = """if True:
-        import sys, sktl
-        drawing = {"matplotlib", "sktl.plotting"}
-        assert drawing.isdisjoint(sys.modules)
-        print(sktl.plotting.TrainingCurveDisplay.__name__)
-    """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "TrainingCurveDisplay\n"), done.stderr
 
 
 def test_public_names_are_in_the_reference():

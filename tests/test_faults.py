@@ -125,8 +125,15 @@ class Stop(Callback):
             wait_for(self.directory / "go on")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-@pytest.mark.parametrize("stop", ["prefix", "training"])
+@pytest.mark.parametrize(
+    ("stop", "number"),
+    [
+        ("prefix", signal.SIGKILL),
+        ("training", signal.SIGINT),
+        pytest.param("prefix", signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("training", signal.SIGKILL, marks=pytest.mark.slow),
+    ],
+)
 def test_a_fit_that_was_stopped_goes_on(processes, tmp_path, stop, number):
     directory = tmp_path
     make_clf = make if stop == "prefix" else fine_tuned
@@ -419,6 +426,7 @@ def test_a_full_disk_costs_a_fit_nothing_and_a_file_its_own_writing_only(process
 # Many fits -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_many_fits_leave_nothing_behind():
     script = Path(__file__).parents[1] / "benchmarks" / "soak.py"
     arguments = ["--fits", "16", "--images", "9", "--every", "8"]

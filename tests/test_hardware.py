@@ -7,14 +7,17 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper
 
 from sktl import PretrainedImageClassifier, PretrainedImageFeatures
 from sktl.hardware import (
     choose_device,
     choose_precision,
     is_available,
+    is_out_of_memory,
     physical_memory,
     restore_device,
     restore_precision,
@@ -189,35 +192,35 @@ def test_what_is_quick_does_not_warn(monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the memory as Linux does")
-def test_memory_that_runs_out_in_onnx_runtime_is_told(run_python):
-    printed = run_python(
-        """if True:
-            import resource
-            import numpy as np
-            import onnxruntime
-            from onnx import TensorProto, helper
-            from sktl.hardware import is_out_of_memory
+def test_memory_that_runs_out_in_onnx_runtime_is_told(processes):
+    receive, send = processes.Pipe(duplex=False)
+    process = processes.Process(target=ask_onnx_runtime_for_memory, args=(send,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    found = receive.recv()
+    assert found == [(True, True), (True, False), (False, True), (False, False)]
 
-            x, y = (
-                helper.make_tensor_value_info(name, TensorProto.FLOAT, [None]) for name in "xy"
-            )
-            shape = helper.make_tensor_value_info("shape", TensorProto.INT64, [1])
-            node = helper.make_node("Expand", ["x", "shape"], ["y"])
-            graph = helper.make_graph([node], "expands", [x, shape], [y])
-            opsets = [helper.make_opsetid("", 18)]
-            model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
-            resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))
-            for arena in (True, False):
-                options = onnxruntime.SessionOptions()
-                options.enable_cpu_mem_arena = arena
-                session = onnxruntime.InferenceSession(
-                    model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-                )
-                for n in ([2**33], [2, 3, -5]):
-                    try:
-                        session.run(None, {"x": np.ones(1, np.float32), "shape": np.array(n)})
-                    except Exception as error:
-                        print(arena, is_out_of_memory(error))
-        """
-    )
-    assert printed.splitlines() == ["True True", "True False", "False True", "False False"]
+
+def ask_onnx_runtime_for_memory(report):
+    """For too much, then for a shape that makes no sense; with and without its arena."""
+    import resource
+
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [None]) for name in "xy")
+    shape = helper.make_tensor_value_info("shape", TensorProto.INT64, [1])
+    node = helper.make_node("Expand", ["x", "shape"], ["y"])
+    graph = helper.make_graph([node], "expands", [x, shape], [y])
+    opsets = [helper.make_opsetid("", 18)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
+    resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))
+    found = []
+    for arena in (True, False):
+        options = onnxruntime.SessionOptions()
+        options.enable_cpu_mem_arena = arena
+        session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
+        for n in ([2**33], [2, 3, -5]):
+            try:
+                session.run(None, {"x": np.ones(1, np.float32), "shape": np.array(n)})
+            except Exception as error:
+                found.append((arena, is_out_of_memory(error)))
+    report.send(found)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from finetuned import SmallNetwork
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.datasets import load_digits
@@ -133,8 +134,8 @@ def test_all_ways_to_train_learn_labels(X, Y, parameters):
 
 
 def test_torchs_lbfgs_comes_to_the_optimum_that_is_solved_for(X, Y):
-    solved = classifier(weight_decay=0.1).fit(X[:N], Y[:N])
-    stepped = classifier(weight_decay=0.1, optimizer="lbfgs", lr=0.5).fit(X[:N], Y[:N])
+    solved = classifier(weight_decay=0.1).fit(X[:60], Y[:60])
+    stepped = classifier(weight_decay=0.1, optimizer="lbfgs", lr=0.5).fit(X[:60], Y[:60])
     assert stepped.n_iter_ != solved.n_iter_
     assert stepped.predict_proba(X) == pytest.approx(solved.predict_proba(X), abs=1e-3)
 
@@ -434,7 +435,7 @@ def test_an_onnx_file_gives_independent_probabilities(X, Y, tmp_path):
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
     pictures = (X * 15).astype(np.uint8).reshape(-1, 8, 8)
-    clf = classifier(precision="float32").fit(pictures[:N], Y[:N])
+    clf = classifier(backbone=SmallNetwork(), precision="float32").fit(pictures[:N], Y[:N])
     path = tmp_path / "clf.onnx"
     clf.to_onnx(path)
     images = np.repeat(pictures[N : N + 3, None], 3, axis=1)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backbones import Backbone, Pooling
 from ..cache import FeatureCache, empty_rows
@@ -151,7 +151,8 @@ def fit_model(
         plan = replace(plan, chosen_decay=start.plan.chosen_decay)
     elif plan.unfreeze != "at_once" and (not setup.frozen or _has_a_start(task, head, plan)):
         ready = _fitted_head(task, training, head, rows, setup)
-        plan = replace(plan, chosen_decay=ready.plan.chosen_decay)
+        if isinstance(plan.weight_decay, str):
+            plan = replace(plan, chosen_decay=ready.plan.chosen_decay)
     net = assemble_net(
         setup.backbone,
         setup.depth,
@@ -179,6 +180,8 @@ def fit_model(
         _go_on_from(start, model)
     elif ready is not None:
         net.module_.head.load_state_dict(ready.module_.head.state_dict())
+    elif isinstance(task.target, Numbers) and head.has_one_layer:
+        _begin_at_the_mean(net.module_.head)
     with observe(model) as observer:
         outcome = train(net, rows, watched, observer, cache=setup.cache, keep_epochs=keep_epochs)
     model.plan = net.plan
@@ -187,6 +190,13 @@ def fit_model(
     if isinstance(task.target, Classes):
         sample = _sample(model, rows, task.target, prefix if prepare else None)
     return Fit(model, outcome, validation, sample)
+
+
+@torch.no_grad()
+def _begin_at_the_mean(head: nn.Sequential) -> None:
+    """Answer zero, the mean of standardised numbers: random weights would have to be unlearned."""
+    for parameter in head.parameters():
+        parameter.zero_()
 
 
 def _sample(
@@ -300,6 +310,8 @@ def _head_shape(
         )
     if setup.head == "auto" and start is not None and start.head.has_one_layer:
         kind = start.head.head
+    elif setup.head == "auto" and not setup.frozen and isinstance(task.target, Numbers):
+        kind = "linear"  # roots of features near zero change too much with the stages before
     else:
         kind = choose_head(setup.head, pooled, of_stages=setup.pooling == "stages")
     return HeadShape(kind, task.target.n_outputs, setup.dropout, int(pooled.shape[1]))
@@ -349,6 +361,8 @@ def _fitted_head(
     criterion = task.target.first_criterion(setup.plan.criterion)
     solved = head.is_convex and task.target.is_solved(criterion)
     plan = replace(setup.plan, criterion=criterion).of_the_head(convex=solved)
+    if solved and not setup.frozen:
+        plan = replace(plan, weight_decay=task.target.decay_to_start(plan.weight_decay))
     net = assemble_net(
         setup.backbone,
         depth,

@@ -37,6 +37,8 @@ class Target(ABC):
         What the history calls the score of rows that are watched, after "valid_".
     criteria : tuple of str
         The losses that have a name.
+    backbone_share : float
+        What the learning rate of the last stage that trains is of the head's, if not given.
     bears_dropout : bool
         Whether stages that train lose features as the network itself does in training.
     """
@@ -44,6 +46,7 @@ class Target(ABC):
     kind: ClassVar[str]
     score_name: ClassVar[str]
     criteria: ClassVar[tuple[str, ...]]
+    backbone_share: ClassVar[float] = 1.0
     bears_dropout: ClassVar[bool] = True
 
     @property
@@ -62,6 +65,10 @@ class Target(ABC):
     @abstractmethod
     def first_criterion(self, criterion: Any) -> Any:
         """The loss by which a head is fitted that steps go on from."""
+
+    def decay_to_start(self, weight_decay: WeightDecay) -> WeightDecay:
+        """Penalty of a head that stages begin to train under."""
+        return weight_decay
 
     @abstractmethod
     def solve(
@@ -187,6 +194,13 @@ class Classes(_ByCrossEntropy):
     def n_outputs(self) -> int:
         """Width of the head."""
         return self.n_classes
+
+    def decay_to_start(self, weight_decay: WeightDecay) -> WeightDecay:
+        """One with which the head is as sure of these images as it may be of others.
+
+        A head that is sure to be right leaves stages hardly anything to learn.
+        """
+        return "auto"
 
     def tensor(self, y: Any) -> Tensor:
         """Class numbers."""
@@ -432,6 +446,8 @@ class Numbers(Target):
     kind: ClassVar[str] = "numbers"
     score_name: ClassVar[str] = "r2"
     criteria: ClassVar[tuple[str, ...]] = tuple(_LOSSES)
+    # A head that begins at the mean of all numbers has to learn faster than what it reads changes.
+    backbone_share: ClassVar[float] = 0.1
     # Each feature that is lost moves the number, where classes care for the greatest output alone.
     bears_dropout: ClassVar[bool] = False
 

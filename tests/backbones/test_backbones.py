@@ -11,7 +11,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, image_size_of
+from families import FAMILIES, SMALL, image_size_of
 from torch import nn
 from torchvision import models
 
@@ -75,16 +75,9 @@ def test_all_of_torchvisions_classifiers_and_efficientnet_lite_have_names():
     assert set(FAMILIES) <= set(names)
 
 
-# Networks whose kinds of layers a smaller one of FAMILIES has, too, or that take seconds to fit.
-LARGE = {
-    "alexnet", "efficientnet_v2_s", "inception_v3", "maxvit_t", "resnext50_32x4d", "swin_v2_t",
-    "vgg11_bn", "wide_resnet50_2",
-}  # fmt: skip
-
-
 families = pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in FAMILIES],
+    [name if name in SMALL else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
 )
 
 

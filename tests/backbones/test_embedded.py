@@ -297,7 +297,10 @@ def test_a_missing_package_says_what_to_install(name, monkeypatch):
 
 def test_importing_does_not_import_the_weights_or_extras():
     code = (
-        "import sys, sktl.plotting, sktl.backbones.efficientnet_lite\n"
+        "import sys, sktl, sktl.backbones.efficientnet_lite\n"
+        "assert 'sktl.plotting' not in sys.modules\n"
+        "print(sktl.plotting.TrainingCurveDisplay.__name__)\n"  # comes when it is asked for
         f"assert not {{{PACKAGE!r}, 'skimage', 'captum', 'matplotlib'}} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "TrainingCurveDisplay\n"

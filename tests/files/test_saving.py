@@ -2,13 +2,15 @@
 
 import copy
 import hashlib
+import itertools
 import json
 import math
 import os
 import pickle
+import random
+import signal
 import stat
-import subprocess
-import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from saved import (
     seal,
 )
 from sklearn.base import clone
+from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from skorch.callbacks import EpochScoring
 from torch import nn
@@ -480,63 +483,48 @@ def test_permissions_and_links_stay(fitted, saved, tmp_path):
     assert new.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-# A child saves two estimators to one file by turns, and is killed at a random moment.
-KILLED = """
-import itertools, os, random, signal, sys, time
-import torch
-torch.set_num_threads(1)
-import sktl
-from pathlib import Path
-from sklearn.datasets import load_digits
+def save_and_be_killed(path, rounds, report):
+    """A child saves two estimators to one file by turns, and is killed at a random moment."""
+    torch.set_num_threads(1)
+    X, y = load_digits(n_class=2, return_X_y=True)
+    estimators, files = [], []
+    for weight_decay in (1.0, 10.0):
+        clf = PretrainedImageClassifier(image_size=32, weight_decay=weight_decay)
+        estimators.append(clf.fit(X[:40], y[:40]))
+        start = time.perf_counter()
+        clf.save(path)
+        duration = time.perf_counter() - start
+        files.append(path.read_bytes())
+        assert (sktl.load(path).predict_proba(X[:9]) == clf.predict_proba(X[:9])).all()
+    assert files[0] != files[1]
 
-path, rounds = Path(sys.argv[1]), int(sys.argv[2])
-X, y = load_digits(n_class=2, return_X_y=True)
-estimators, files = [], []
-for weight_decay in (1.0, 10.0):
-    clf = sktl.PretrainedImageClassifier(image_size=32, weight_decay=weight_decay)
-    estimators.append(clf.fit(X[:40], y[:40]))
-    start = time.perf_counter()
-    clf.save(path)
-    duration = time.perf_counter() - start
-    files.append(path.read_bytes())
-    assert (sktl.load(path).predict_proba(X[:9]) == clf.predict_proba(X[:9])).all()
-assert files[0] != files[1]
-
-random.seed(0)
-seen, cut_off = [1], 0
-for _ in range(rounds):
-    child = os.fork()
-    if not child:
-        try:
-            for i in itertools.count(1 + seen[-1]):
-                estimators[i % 2].save(path)
-        finally:
-            os._exit(1)
-    time.sleep(random.uniform(0.0, 2 * duration))
-    os.kill(child, signal.SIGKILL)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    cut_off += any(path.parent.glob(".*.tmp"))
-    seen.append(files.index(path.read_bytes()))
-estimators[0].save(path)
-left = [file for file in path.parent.glob(".*.tmp") if file.stat().st_size]
-assert not left, left
-print("kills", rounds, "one and other", seen[1:].count(0), seen[1:].count(1), "cut off", cut_off)
-"""
+    moments = random.Random(0)
+    seen = [1]
+    for _ in range(rounds):
+        child = os.fork()
+        if not child:
+            try:
+                for i in itertools.count(1 + seen[-1]):
+                    estimators[i % 2].save(path)
+            finally:
+                os._exit(1)
+        time.sleep(moments.uniform(0.0, 2 * duration))
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        seen.append(files.index(path.read_bytes()))
+    estimators[0].save(path)
+    report.send([file for file in path.parent.glob(".*.tmp") if file.stat().st_size])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("rounds", [12, pytest.param(50, marks=pytest.mark.slow)])
-def test_a_killed_save_leaves_the_old_or_the_new_file(path, rounds):
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(path), str(rounds)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    print(done.stdout)
-    assert done.stdout.startswith(f"kills {rounds} ")
+def test_a_killed_save_leaves_the_old_or_the_new_file(processes, path, rounds):
+    receive, send = processes.Pipe(duplex=False)
+    process = processes.Process(target=save_and_be_killed, args=(path, rounds, send))
+    process.start()
+    process.join(300)
+    assert process.exitcode == 0
+    assert receive.recv() == []
 
 
 def test_what_a_killed_save_left_is_removed_and_nothing_else(fitted, saved):

@@ -43,17 +43,22 @@ def seeded(make):
         ("resnet18", 64),
         ("efficientnet_lite0", 64),
         ("efficientnet_lite0", 65),
-        ("efficientnet_b0", 64),
-        ("mobilenet_v2", 64),
         ("mobilenet_v3_small", 64),
-        ("mnasnet0_5", 64),
-        ("regnet_y_400mf", 64),
         ("shufflenet_v2_x0_5", 64),
         ("squeezenet1_1", 64),
-        ("googlenet", 64),
-        pytest.param("inception_v3", 96, marks=pytest.mark.slow),
-        ("convnext_tiny", 64),
         ("swin_t", 64),
+        *(
+            pytest.param(name, 96 if name == "inception_v3" else 64, marks=pytest.mark.slow)
+            for name in (
+                "convnext_tiny",
+                "efficientnet_b0",
+                "googlenet",
+                "inception_v3",
+                "mnasnet0_5",
+                "mobilenet_v2",
+                "regnet_y_400mf",
+            )
+        ),
     ],
 )
 def test_networks_compute_the_same(name, size):

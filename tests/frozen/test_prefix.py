@@ -1,9 +1,8 @@
 """The frozen prefix: what it computes, and how often."""
 
-import subprocess
-import sys
 import threading
 from collections import Counter
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -276,33 +275,34 @@ def test_a_module_goes_on_from_features_of_the_same_fit_or_search(counted, photo
 # What need not be loaded ----------------------------------------------------------------
 
 
-LOAD_COUNTED = """
-import sys
-from unittest import mock
-import numpy as np
-from sktl import PretrainedImageClassifier, PretrainedImageFeatures
-from sktl.backbones import loading
-X, y = np.load(sys.argv[1] + "/X.npy"), np.arange(12) // 6
-with mock.patch.object(loading, "_prepare", side_effect=loading._prepare) as prepare:
-    clf = PretrainedImageClassifier(image_size=48, cache=sys.argv[1] + "/cache").fit(X, y)
-    PretrainedImageFeatures(image_size=48, cache=sys.argv[1] + "/cache").fit(X)
-    clf.predict(X)
-    print(prepare.call_count)
-    clf.set_params(cache=None)
-    np.save(sys.argv[2], clf.predict_proba(255 - X))
-    print(prepare.call_count, len(clf.stages_), clf.freeze_)
-"""
+def count_loading(X, folder, name, report):
+    """In a process that has loaded nothing, fit twice and predict, then predict without a cache."""
+    torch.set_num_threads(1)
+    loading, cache, counts = sktl.backbones.loading, folder / "cache", []
+    with mock.patch.object(loading, "_prepare", side_effect=loading._prepare) as prepare:
+        clf = PretrainedImageClassifier(image_size=48, cache=cache).fit(X, np.arange(12) // 6)
+        PretrainedImageFeatures(image_size=48, cache=cache).fit(X)
+        clf.predict(X)
+        counts.append(prepare.call_count)
+        clf.set_params(cache=None)
+        np.save(folder / name, clf.predict_proba(255 - X))
+        counts.append(prepare.call_count)
+    report.send((*counts, len(clf.stages_), clf.freeze_))
 
 
-def test_a_fit_whose_rows_are_all_known_does_not_load_the_backbone(photographs, tmp_path):
-    np.save(tmp_path / "X.npy", photographs[0])
-    printed = []
+def test_a_fit_whose_rows_are_all_known_does_not_load_the_backbone(
+    processes, photographs, tmp_path
+):
+    told = []
+    receive, send = processes.Pipe(duplex=False)
     for name in ("first.npy", "second.npy"):
-        command = [sys.executable, "-c", LOAD_COUNTED, str(tmp_path), str(tmp_path / name)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        printed.append(done.stdout.split())
-    assert printed == [["1", "1", "8", "8"], ["0", "1", "8", "8"]]
+        arguments = photographs[0], tmp_path, name, send
+        process = processes.Process(target=count_loading, args=arguments)
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+        told.append(receive.recv())
+    assert told == [(1, 1, 8, 8), (0, 1, 8, 8)]
     assert np.array_equal(np.load(tmp_path / "first.npy"), np.load(tmp_path / "second.npy"))
 
 
@@ -356,7 +356,7 @@ def differing(settings, X, y):
 
 
 def test_bfloat16_costs_no_accuracy_on_few_digits():
-    X, y = (part[:300] for part in load_digits(return_X_y=True))
+    X, y = (part[:150] for part in load_digits(return_X_y=True))
     right, error, _ = differing({"image_size": 32}, X, y)
     assert abs(right[0] - right[1]) < error
 

