@@ -5,6 +5,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from finetuned import SmallNetwork
 
 from sktl import PretrainedImageClassifier, compat
 from sktl.frozen import onednn
@@ -33,6 +34,14 @@ def tried_anew():
     yield
     for once in (onednn._usable_on_cpu, compat._steps_are_right):
         once.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def in_torch():
+    """Where onnxruntime is quicker, it would run the networks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sktl.frozen.module.is_worth_it", lambda device, dtype: False)
+        yield
 
 
 def missing(*args, **kwargs):
@@ -91,8 +100,11 @@ def left(request, monkeypatch):
 
 
 def fitted(photographs):
+    """Probabilities of a network that no other fit has prepared."""
     X, y = photographs
-    clf = PretrainedImageClassifier(image_size=32, precision="float32", cache=None)
+    torch.manual_seed(0)
+    settings = {"image_size": 32, "precision": "float32", "cache": None}
+    clf = PretrainedImageClassifier(SmallNetwork().eval(), **settings)
     return clf.fit(X, y).predict_proba(X)
 
 
