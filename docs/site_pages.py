@@ -25,6 +25,7 @@ GUIDE = [
     "start",
     "images",
     "backbones",
+    "networks",
     "fine-tuning",
     "training",
     "several-labels",

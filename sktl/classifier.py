@@ -73,7 +73,7 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         A linear layer, one on the features' square roots, hidden layers of these widths with ReLU,
         or what makes a module of ``(in_features, n_classes)``. "auto" is "root" where features
         are never negative, as behind a ReLU, or are those of several stages, and "linear"
-        elsewhere [4]_.
+        elsewhere [4]_, also where stages train on several labels.
     dropout : float, default=0.0
         Share of its inputs that each linear layer of the head loses in training.
     augment : {"light", "trivialaugment", "randaugment"}, callable or None, default=None
@@ -108,9 +108,11 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         is a subclass of :class:`torch.optim.Optimizer`.
     lr : float or None, default=None
         Learning rate of the head, at its highest, where training takes steps. None is 1e-3, and
-        1e-2 for "sgd"; three tenths of that where stages train.
+        1e-2 for "sgd"; three tenths of that where stages train, and with several labels three
+        times that.
     backbone_lr : float or None, default=None
-        Learning rate of the last stage that trains. None is `lr`.
+        Learning rate of the last stage that trains. None is `lr`, and with several labels a tenth
+        of it.
     layer_decay : float, default=1.0
         What a stage's learning rate is of that of the stage after it.
     weight_decay : float or "auto", default=1e-3
@@ -128,10 +130,13 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
     warmup : float or None, default=None
         Share of the steps in which the rates of a named schedule grow. None is 0.1 for "cosine",
         0 for "constant" and 0.3 for "one_cycle".
-    unfreeze : {"head_first", "at_once", "gradual"}, default="head_first"
+    unfreeze : {"auto", "head_first", "at_once", "gradual"}, default="auto"
         How stages that aren't frozen begin: after the head has been fitted to the features as
-        they are [1]_, together with a random head, or after the head, one by one from the last to
-        the first over the epochs [3]_.
+        they are [1]_, together with a new head, or after the head, one by one from the last to
+        the first over the epochs [3]_. "auto" is "head_first", and "at_once" for several labels.
+        A fitted head of one layer has the penalty and the temperature of ``weight_decay="auto"``,
+        whatever `weight_decay` is. For several labels it has the given penalty, and a new one
+        begins at zero.
     max_epochs : int or None, default=None
         Passes over the images; for ``optimizer="lbfgs"``, the most iterations. None is 20, and
         1000 for "lbfgs".
@@ -308,7 +313,7 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         weight_decay: float | str = 1e-3,
         schedule: Any = "cosine",
         warmup: float | None = None,
-        unfreeze: str = "head_first",
+        unfreeze: str = "auto",
         max_epochs: int | None = None,
         batch_size: int = 32,
         accumulation_steps: int = 1,

@@ -36,6 +36,7 @@ from .summary import Summary, name_of
 from .training.epochs import history_rows, n_iterations, seed_of
 from .training.heads import HEADS
 from .training.optimization import (
+    STAGES_SHARE,
     OptimizerChoice,
     TrainingPlan,
     choose_optimizer,
@@ -277,9 +278,8 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         # What "auto" solves is solved to its optimum, whatever is asked of steps.
         solved = self.optimizer == "auto" and optimizer == "lbfgs"
         lr, max_epochs = (None, None) if solved else (self.lr, self.max_epochs)
-        share = target.backbone_share
-        if lr is None:
-            lr = default_lr(optimizer, frozen=frozen) / (1.0 if frozen else share)
+        share = 1.0 if frozen or target.is_fitted_first else STAGES_SHARE
+        lr = default_lr(optimizer, frozen=frozen) / share if lr is None else lr
         given = self.get_params(deep=False)
         asked = {f.name: given[f.name] for f in fields(TrainingPlan) if f.name in given}
         decided = {
@@ -291,6 +291,9 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
             "seed": seed,
             "verbose": lines_wanted(int(self.verbose)),
         }
+        if self.unfreeze == "auto" or frozen:  # there, the head is all that trains
+            fitted_first = frozen or target.is_fitted_first
+            decided["unfreeze"] = "head_first" if fitted_first else "at_once"
         if partial:
             decided |= {"schedule": "constant", "warmup": 0.0, "max_epochs": 1}
             decided["unfreeze"] = "at_once"

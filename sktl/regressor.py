@@ -67,11 +67,11 @@ class PretrainedImageRegressor(RegressorMixin, ImagePredictor):
         1e-2 for "sgd"; three times that where stages train.
     backbone_lr : float or None, default=None
         Learning rate of the last stage that trains. None is a tenth of `lr`.
-    unfreeze : {"at_once", "head_first", "gradual"}, default="at_once"
+    unfreeze : {"auto", "at_once", "head_first", "gradual"}, default="auto"
         How stages that aren't frozen begin: together with a head that answers the mean of y, after
         the head has been fitted to the features as they are, or after the head, one by one from the
-        last to the first over the epochs. A fitted head leaves hardly an error that stages could
-        learn by, where there are fewer images than features.
+        last to the first over the epochs. "auto" is "at_once": a fitted head leaves hardly an error
+        that stages could learn by, where there are fewer images than features.
     backbone, weights, freeze, pooling, dropout, augment, n_views, mixup, cutmix, layer_decay, \
 schedule, warmup, max_epochs, batch_size, accumulation_steps, max_grad_norm, ema_decay, \
 validation_fraction, n_iter_no_change, warm_start, image_size, resize_mode, preprocessing, \
@@ -152,7 +152,7 @@ random_state, verbose
         weight_decay: float | str = "auto",
         schedule: Any = "cosine",
         warmup: float | None = None,
-        unfreeze: str = "at_once",
+        unfreeze: str = "auto",
         max_epochs: int | None = None,
         batch_size: int = 32,
         accumulation_steps: int = 1,

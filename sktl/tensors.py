@@ -1,4 +1,4 @@
-"""The tensors of a module: by name, and a copy of the module without their values."""
+"""The tensors of a module: by name, their layout, and a copy of the module without their values."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 from itertools import chain
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -22,6 +23,18 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
             module.named_buffers(remove_duplicate=False),
         )
     )
+
+
+def lay_out_by_places(module: nn.Module) -> None:
+    """Store the channels of a place side by side, in all kernels for maps.
+
+    ``module.to(memory_format=torch.channels_last)`` does so, too, but not where there are kernels
+    for volumes beside them, as in networks of lambda layers.
+    """
+    with torch.no_grad():
+        for tensor in named_tensors(module).values():
+            if tensor.ndim == 4:
+                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
 
 def without_values(module: _Module) -> _Module:

@@ -206,11 +206,24 @@ def loss(reg, X, y, criterion):
 def test_stages_begin_where_the_head_was_solved(ink):
     """Without the network's dropout, which would move the numbers."""
     X, y = ink[:2]
-    reg = make(freeze=-1, lr=1e-12, max_epochs=1).fit(X, y)
+    settings = {"head": "root", "unfreeze": "head_first", "lr": 1e-12, "max_epochs": 1}
+    reg = make(freeze=-1, **settings).fit(X, y)
+    fitted = make(pooling="network").fit(X, y)
+    assert reg.weight_decay_ == fitted.weight_decay_  # by which the head began
     assert any(isinstance(layer, nn.Dropout) for layer in reg.net_.module_.suffix.modules())
     assert reg.history_[0]["train_loss"] == pytest.approx(loss(reg, X, y, "mse"), rel=1e-3)
-    frozen = make(pooling="network").fit(X, y)
-    assert loss(reg, X, y, "mse") == pytest.approx(loss(frozen, X, y, "mse"), rel=1e-3)
+    assert loss(reg, X, y, "mse") == pytest.approx(loss(fitted, X, y, "mse"), rel=1e-3)
+
+
+@pytest.mark.parametrize("freeze", [-1, "none"])
+def test_stages_begin_under_a_head_that_answers_the_mean(two, freeze):
+    """By default, and the head learns ten times as fast as they do."""
+    X, Y = two[:2]
+    rates = {"lr": 1e-12, "schedule": "constant", "warmup": 0.0}
+    reg = make(freeze=freeze, max_epochs=1, **rates).fit(X, Y)
+    assert reg.predict(X) == pytest.approx(np.tile(Y.mean(0), (len(X), 1)), rel=1e-6)
+    assert reg.history_[0]["backbone_lr"] == pytest.approx(1e-13)
+    assert [type(layer) for layer in reg.net_.module_.head] == [nn.Linear]
 
 
 def slow(*values):
@@ -220,11 +233,10 @@ def slow(*values):
 @pytest.mark.parametrize("criterion", [slow("mse"), slow("huber"), "mae"])
 def test_stages_are_trained(two, criterion):
     X, Y, X_test, Y_test = two
-    reg = make(criterion=criterion, freeze=-1, lr=1e-4, max_epochs=12).fit(X, Y)
-    assert len(reg.history_) == 12
+    reg = make(criterion=criterion, freeze=-1, max_epochs=24).fit(X, Y)
+    assert len(reg.history_) == 24
     assert reg.score(X_test, Y_test) > 0.8
     frozen = make(pooling="network").fit(X, Y)
-    assert reg.weight_decay_ == frozen.weight_decay_  # by which the head began
     assert loss(reg, X, Y, criterion) < loss(frozen, X, Y, criterion)  # the best of that stage
 
 
@@ -243,7 +255,7 @@ def test_all_of_a_network_is_trained(ink, criterion, head):
     X, y, *_ = ink
     reg = make(
         backbone=small_network, freeze="none", criterion=criterion, head=head, lr=1e-2,
-        max_epochs=30,
+        backbone_lr=1e-2, max_epochs=30,
     ).fit(X, y)  # fmt: skip
     frozen = make(backbone=small_network, weight_decay=1e-3).fit(X, y)
     assert loss(reg, X, y, criterion) < loss(frozen, X, y, criterion)  # the best of a head alone

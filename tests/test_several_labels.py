@@ -401,6 +401,20 @@ def test_unreadable_images_are_left_out(tmp_path, X, Y):
     assert score == accuracy_score(Y[kept], predicted[kept].astype(int))
 
 
+@pytest.mark.parametrize("freeze", [-1, "none"])
+def test_stages_begin_under_a_head_that_tells_nothing(X, Y, freeze):
+    """By default, and the head learns ten times as fast as they do."""
+    rates = {"lr": 1e-12, "schedule": "constant", "max_epochs": 1}
+    clf = classifier(freeze=freeze, **rates).fit(X[:N], Y[:N])
+    assert clf.predict_proba(X[N:]) == pytest.approx(np.full((len(X) - N, 3), 0.5), abs=1e-6)
+    assert clf.history_[0]["backbone_lr"] == pytest.approx(1e-13)
+    first = classifier(freeze=freeze, head="root", unfreeze="head_first", **rates)
+    frozen = classifier(pooling="network").fit(X[:N], Y[:N])
+    assert first.fit(X[:N], Y[:N]).predict_proba(X[N:]) == pytest.approx(
+        frozen.predict_proba(X[N:]), abs=1e-3
+    )
+
+
 # Around it ----------------------------------------------------------------------------
 
 

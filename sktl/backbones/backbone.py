@@ -128,12 +128,18 @@ class Backbone:
             return n if freeze == "all" else 0
         if isinstance(freeze, str) and freeze in self.stages:
             return self.stages.index(freeze) + 1
+        # A single stage is no choice of anybody's: -1 would silently train everything.
         if n == 1 and freeze != 0 and isinstance(self.splitter, OpaqueNetwork):
-            # Its one stage is no choice of anybody's: -1 would silently train everything.
             raise ValueError(
                 f"freeze={shown(freeze)}: torch.fx can't trace this network "
                 f"({self.splitter.reason}), so it has no stages to cut between. It can be frozen "
                 'whole or not at all: "all" or "none".'
+            )
+        if n == 1 and freeze == -1:
+            raise ValueError(
+                f"freeze=-1 would train all of this network: {self.stages[0]!r} is its only stage, "
+                "since it has no other place where all that it computes flows as one tensor. "
+                'Choose "all" or "none".'
             )
         if not isinstance(freeze, str | bool) and -n <= freeze <= n:
             return int(freeze) if freeze >= 0 else n + int(freeze)

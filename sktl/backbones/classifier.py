@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..images.sizes import Size
 from .graph import NetworkGraph, give_out
-from .nodes import has_weights
+from .nodes import has_weights, module_path
 
 # What may stand between a linear layer and the output.
 _AFTER_LINEAR = (nn.Flatten, nn.Dropout, nn.Identity, nn.Softmax, nn.LogSoftmax, nn.Sigmoid)
@@ -66,7 +66,7 @@ def classifier_layers(network: nn.Module, graph: NetworkGraph) -> list[fx.Node]:
     if len(graph.shapes.get(graph.names[output], ())) != 2:
         return []
     layers = _linear_layers(network, output, only_linear=True) or []
-    of_vectors = [node for node in layers if len(graph.shape_of(_read_by(node))) == 2]
+    of_vectors = [node for node in layers if len(graph.shape_of(node.all_input_nodes[0])) == 2]
     return of_vectors or layers
 
 
@@ -96,7 +96,7 @@ def _linear_layers(network: nn.Module, node: fx.Node, *, only_linear: bool) -> l
     if node.target not in _JOINING or not parents:
         return None
     found: dict[fx.Node, None] = {}
-    for parent in parents:
+    for parent in [p for p in parents if not _is_weight(p)]:  # shares may be learned, too
         layers = _linear_layers(network, parent, only_linear=only_linear)
         if layers is None:
             return None
@@ -144,12 +144,24 @@ def _weights_of(node: fx.Node) -> list[fx.Node]:
     return [weight for parent in node.all_input_nodes for weight in _weights_of(parent)]
 
 
-def _read_by(layer: fx.Node) -> fx.Node:
+def _read_by(network: nn.Module, layer: fx.Node) -> fx.Node:
+    """What a layer reads, or the norm that is one layer with it."""
     first = layer.all_input_nodes[0]
     if layer.op == "call_function" and layer.target is not F.linear:
         (product,) = _products_in(layer)
         first = product.all_input_nodes[0]
+    whole = str(layer.target).rpartition(".")[0] if layer.op == "call_module" else ""
+    if whole and _is_norm_and_linear(network.get_submodule(whole)):
+        while module_path(first).startswith(whole + "."):
+            first = first.all_input_nodes[0]
     return first
+
+
+def _is_norm_and_linear(module: nn.Module) -> bool:
+    """Whether it is of a class for a linear layer with batch norm before it, as in LeViT."""
+    kinds = {type(child) for child in module.children()} - {nn.Dropout, nn.Identity}
+    linear = {kind for kind in kinds if issubclass(kind, nn.Linear)}
+    return type(module) is not nn.Sequential and bool(linear) and kinds - linear == {nn.BatchNorm1d}
 
 
 def expose_features(
@@ -180,7 +192,7 @@ def expose_features(
             warn_of_output(network, graph.shape_of(_output(graph.eval))[1])
         return graph, graph.boundaries[-1], []
     paths = [path for layer in layers for path in _paths(layer)]
-    read = list(dict.fromkeys(map(_read_by, layers)))
+    read = list(dict.fromkeys(_read_by(network, layer) for layer in layers))
     names = [graph.names[node] for node in read]
     if len(names) == 1 and names[0] in graph.boundaries:
         return graph, names[0], paths

@@ -21,6 +21,8 @@ from .state import as_before
 from .tracing import NotTraceableError, trace_both
 from .values import Shaped, values_of
 
+_ENDS = ("placeholder", "output")
+
 
 @dataclass(frozen=True)
 class NetworkGraph:
@@ -87,17 +89,18 @@ def trace(network: nn.Module, image_size: Size) -> NetworkGraph:
 def _analyse(
     network: nn.Module, train: fx.Graph, graph: fx.Graph, image_size: Size
 ) -> NetworkGraph:
-    values = values_of(network, graph, image_size, 2)
+    values = others = values_of(network, graph, image_size, 2)
     if any(map(_is_size, values.values())):
-        _fold_sizes(train, graph, values, values_of(network, graph, image_size, 3))
+        others = values_of(network, graph, image_size, 3)
+        _fold_sizes(train, graph, values, others)
     names = node_names(graph)
-    shapes = {name: v.shape for n, name in names.items() if isinstance(v := values[n], Shaped)}
+    shapes = {name: v.shape for n, name in names.items() if isinstance(v := values.get(n), Shaped)}
     train_names = node_names(train)
     known = {train_names[node] for node in _boundaries(train)}
-    kept = tuple(
-        n for n in map(names.__getitem__, _boundaries(graph)) if n in shapes and n in known
-    )
-    return NetworkGraph(train, graph, names, kept, shapes)
+    found = [n for n in _boundaries(graph) if names[n] in shapes and names[n] in known]
+    if any(map(asks_how_many, graph.nodes)):  # of any boundary, in a part that begins there
+        found = [n for n in found if (values[n].shape[0], others[n].shape[0]) == (2, 3)]
+    return NetworkGraph(train, graph, names, tuple(names[n] for n in found), shapes)
 
 
 def _fold_sizes(
@@ -105,20 +108,33 @@ def _fold_sizes(
 ) -> None:
     """Make numbers of what follows from the size of the images, which is always the same.
 
-    Otherwise a network that hands its height and width from block to block has no boundaries.
-    `values` and `others` are those of differing numbers of images.
+    And whatever counts the images asks the image itself. Otherwise a network that hands its height
+    and width, or how many images there are, from block to block has no boundaries. `values` are
+    those of two images, and `others` of three.
     """
     names = node_names(graph)
-    sizes = {
-        names[node]: value
-        for node, value in values.items()
-        if _is_size(value) and others[node] == value  # else it counts the images
-    }
+    sizes = {names[n]: value for n, value in values.items() if _is_size(value)}
+    counts = {names[n] for n, value in values.items() if value == 2 and others[n] == 3}
+    for node, value in others.items():
+        if names[node] in sizes and sizes[names[node]] != value:
+            del sizes[names[node]]
     for part in (train, graph):
-        for node, name in node_names(part).items():
-            if name in sizes and node.op not in ("placeholder", "output"):
+        by_name = [(n, name) for n, name in node_names(part).items() if n.op not in _ENDS]
+        for node, name in by_name:
+            if name in sizes:
                 _put_in_place(node, sizes[name])
+        _ask_the_image(part, [node for node, name in by_name if name in counts])
         remove_dead_nodes(part)
+
+
+def _ask_the_image(graph: fx.Graph, counts: list[fx.Node]) -> None:
+    image = next(node for node in graph.nodes if node.op == "placeholder")
+    if not counts or all(map(asks_how_many, counts)):
+        return
+    with graph.inserting_after(image):
+        n_images = graph.call_method("size", (image, 0))
+    for node in counts:
+        node.replace_all_uses_with(n_images)
 
 
 def _is_size(value: object) -> bool:
@@ -191,24 +207,36 @@ def _boundaries(graph: fx.Graph) -> list[fx.Node]:
         dependent = node.op == "placeholder" or any(
             parent in made_from_image for parent in node.all_input_nodes
         )
-        if not dependent or asks_kind_of_image(node):
+        if not dependent or asks_of_image(node):
             continue
         made_from_image.add(node)
         if node.op != "placeholder" and outlives <= i:
             boundaries.append(node)
-        users = [position[user] for user in node.users if not asks_kind_of_image(user)]
+        users = [position[user] for user in node.users if not asks_of_image(user)]
         outlives = max(outlives, max(users, default=-1))
     return boundaries
 
 
-def asks_kind_of_image(node: fx.Node) -> bool:
-    """Whether the node is the image's dtype or device, which every value after it has as well.
+def asks_of_image(node: fx.Node) -> bool:
+    """Whether the node is the image's dtype or device, or how many there are.
 
-    DINOv3 gives the former to the table of positions that all its blocks read.
+    Every value after it has the same. DINOv3 gives the dtype to the table of positions that all its
+    blocks read, and CoaT the number of images to the first layer of each stage.
     """
+    if asks_how_many(node):
+        return True
     if node.op != "call_function" or node.target is not getattr:
         return False
-    of, name = node.args
-    while isinstance(of, fx.Node) and of.op == "call_method" and of.target == "to":
-        of = of.args[0]
-    return isinstance(of, fx.Node) and of.op == "placeholder" and name in ("dtype", "device")
+    return node.args[1] in ("dtype", "device") and _is_image(node.args[0])
+
+
+def asks_how_many(node: fx.Node) -> bool:
+    """Whether the node is the number of images."""
+    counts = node.op == "call_method" and node.target == "size" and node.args[1:] == (0,)
+    return counts and _is_image(node.args[0])
+
+
+def _is_image(value: object) -> bool:
+    while isinstance(value, fx.Node) and value.op == "call_method" and value.target == "to":
+        value = value.args[0]
+    return isinstance(value, fx.Node) and value.op == "placeholder"

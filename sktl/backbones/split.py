@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from ..images.sizes import Size, height_width
 from .classifier import expose_features, gives_embeddings, warn_of_output
-from .graph import NetworkGraph, asks_kind_of_image, trace
+from .graph import NetworkGraph, asks_of_image, trace
 from .nodes import node_names, remove_dead_nodes
 from .nodes import writes_in_place as _writes_in_place
 from .stages import Anatomy, find_anatomy
@@ -366,8 +366,8 @@ def _start_at(network: nn.Module, part: fx.Graph, boundary: fx.Node) -> None:
             features = part.call_method("clone", (features,))  # the features are kept by a cache
     boundary.replace_all_uses_with(features)
     for node in part.nodes:
-        if asks_kind_of_image(node):
-            node.args = (features, node.args[1])
+        if asks_of_image(node):
+            node.args = (features, *node.args[1:])
 
 
 def _kept(part: fx.Graph, node: fx.Node) -> fx.Node:

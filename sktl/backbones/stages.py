@@ -23,6 +23,7 @@ from .tracing import layers_of_leaf
 _POOLING = (nn.MaxPool2d, nn.AvgPool2d)
 _GLOBAL_POOLING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _POOLING_CALLS = (F.max_pool2d, torch.max_pool2d, F.avg_pool2d)
+_MUCH_MORE = 4  # as many layers as there are in the stem
 _GLOBAL_POOLING_CALLS = (F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
 
 
@@ -131,11 +132,24 @@ def _blocks(trunk: _Trunk) -> tuple[str, list[str]]:
         layers = _weight_layers(trunk, level)
         blocks = [child for child, n in layers.items() if n >= 2]
         kinds = Counter(type(trunk.network.get_submodule(b)) for b in blocks)
-        if kinds and max(kinds.values()) >= 2:
+        main = max(blocks, key=lambda child: layers[child], default="")
+        repeat = bool(kinds) and max(kinds.values()) >= 2
+        if repeat and not _is_beside_its_stem(trunk, layers, blocks, main):
             return level, blocks if len(_spans(trunk, blocks)) > 1 else _of_lists(trunk, blocks)
         if not blocks:
             return level, []
-        level = max(blocks, key=lambda child: layers[child])
+        level = main
+
+
+def _is_beside_its_stem(trunk: _Trunk, layers: Counter[str], blocks: list[str], main: str) -> bool:
+    """Whether of two blocks of a class one holds all that repeats: both may be mere sequences."""
+    kind = type(trunk.network.get_submodule(main))
+    alike = [b for b in blocks if type(trunk.network.get_submodule(b)) is kind]
+    if len(alike) != 2 or layers[main] < _MUCH_MORE * min(layers[block] for block in alike):
+        return False
+    inner = [child for child, n in _weight_layers(trunk, main).items() if n >= 2]
+    kinds = Counter(type(trunk.network.get_submodule(child)) for child in inner)
+    return bool(kinds) and max(kinds.values()) >= 2
 
 
 def _of_lists(trunk: _Trunk, lists: list[str]) -> list[str]:

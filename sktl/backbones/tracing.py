@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
+import numpy as np
 import torchvision.ops
 from torch import fx, nn
 
@@ -228,7 +229,22 @@ def _trace_mode(network: nn.Module, whole: Whole, image_size: Size) -> fx.Graph:
         raise NotTraceableError("its forward changes a tensor in place and drops the result")
     _keep_logits(graph, network.training)
     remove_dead_nodes(graph)
+    _forget_numpy(graph)
     return graph
+
+
+def _forget_numpy(graph: fx.Graph) -> None:
+    """Make Python's numbers of NumPy's, which the code of a graph can't name.
+
+    DINOv3 of transformers has such in training.
+    """
+
+    def plain(value: Any) -> Any:
+        return value.item() if isinstance(value, np.generic) else value
+
+    for node in graph.nodes:
+        node.args = fx.node.map_aggregate(node.args, plain)
+        node.kwargs = fx.node.map_aggregate(node.kwargs, plain)
 
 
 def _defaults(forward: Callable[..., Any]) -> dict[str, Any]:

@@ -95,8 +95,9 @@ def restore_weights(module: nn.Module, stored: Stored, given: dict[str, Tensor])
 
 
 def _to_tensor(array: np.ndarray[Any, Any], dtype: str | None) -> Tensor:
-    # A copy: joblib may have mapped the array read-only, and torch would write through it.
-    tensor = torch.from_numpy(np.array(array, copy=True))
+    # Large networks fit in twice their weights, so nothing is copied but what torch can't share:
+    # an array that joblib has mapped read-only.
+    tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
     return tensor if dtype is None else tensor.view(getattr(torch, dtype))
 
 

@@ -22,6 +22,7 @@ from torchvision.ops import StochasticDepth
 from ..backbones import CutNetwork, pad_same
 from ..backbones.split import with_own_layers
 from ..images.preprocessing import Normalize
+from ..tensors import lay_out_by_places
 from . import onednn
 from .onednn import NOTHING, RELU, RELU6, Activation
 
@@ -65,7 +66,7 @@ def fuse(module: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Modu
         For channels-last maps. It can't be moved or brought to another number format.
     """
     fused = fold_norms(module).requires_grad_(False).to(device, dtype)
-    fused = fused.to(memory_format=torch.channels_last)
+    lay_out_by_places(fused)
     found = onednn.usable(device, dtype)
     return _packed(fused, dtype, found) if found else fused
 

@@ -180,8 +180,8 @@ def fit_model(
         _go_on_from(start, model)
     elif ready is not None:
         net.module_.head.load_state_dict(ready.module_.head.state_dict())
-    elif isinstance(task.target, Numbers) and head.has_one_layer:
-        _begin_at_the_mean(net.module_.head)
+    elif not task.target.is_fitted_first and head.has_one_layer:
+        _begin_at_zero(net.module_.head)
     with observe(model) as observer:
         outcome = train(net, rows, watched, observer, cache=setup.cache, keep_epochs=keep_epochs)
     model.plan = net.plan
@@ -193,8 +193,8 @@ def fit_model(
 
 
 @torch.no_grad()
-def _begin_at_the_mean(head: nn.Sequential) -> None:
-    """Answer zero, the mean of standardised numbers: random weights would have to be unlearned."""
+def _begin_at_zero(head: nn.Sequential) -> None:
+    """Tell nothing yet: what random weights say would have to be unlearned."""
     for parameter in head.parameters():
         parameter.zero_()
 
@@ -310,7 +310,7 @@ def _head_shape(
         )
     if setup.head == "auto" and start is not None and start.head.has_one_layer:
         kind = start.head.head
-    elif setup.head == "auto" and not setup.frozen and isinstance(task.target, Numbers):
+    elif setup.head == "auto" and not setup.frozen and not task.target.is_fitted_first:
         kind = "linear"  # roots of features near zero change too much with the stages before
     else:
         kind = choose_head(setup.head, pooled, of_stages=setup.pooling == "stages")

@@ -31,6 +31,7 @@ _DEFAULT_LR = {"sgd": 1e-2, "lbfgs": 1.0}
 _OTHER_LR = 1e-3
 # Pretrained stages are adjusted, not overwritten; benchmarks/accuracy has the study.
 _FINE_TUNING_SHARE = 0.3
+STAGES_SHARE = 0.1  # of the learning rate of a head that isn't fitted first
 _MAX_EPOCHS = {"lbfgs": 1000}
 _OTHER_MAX_EPOCHS = 20
 _MOMENTUM = 0.9

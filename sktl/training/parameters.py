@@ -28,7 +28,7 @@ BOUNDS: dict[str, list[Any]] = {
     "weight_decay": [_NOT_NEGATIVE, StrOptions({"auto"})],
     "schedule": [StrOptions(set(SCHEDULES)), callable],
     "warmup": [SHARE, None],
-    "unfreeze": [StrOptions(set(UNFREEZING))],
+    "unfreeze": [StrOptions({"auto", *UNFREEZING})],
     "max_epochs": [_COUNT, None],
     "batch_size": [_COUNT],
     "accumulation_steps": [_COUNT],

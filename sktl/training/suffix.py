@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..tensors import lay_out_by_places
 from .targets import Target
 
 _MIN_MOMENTUM = 0.1  # torch's default for batch norm
@@ -27,7 +28,8 @@ class SuffixAndHead(nn.Module):
 
     def __init__(self, suffix: nn.Module, head: nn.Module, precision: str = "float32") -> None:
         super().__init__()
-        self.suffix = suffix.to(memory_format=torch.channels_last)
+        lay_out_by_places(suffix)
+        self.suffix = suffix
         self.head = head
         self.low_precision = precision == "bfloat16"
 

@@ -37,8 +37,9 @@ class Target(ABC):
         What the history calls the score of rows that are watched, after "valid_".
     criteria : tuple of str
         The losses that have a name.
-    backbone_share : float
-        What the learning rate of the last stage that trains is of the head's, if not given.
+    is_fitted_first : bool
+        Whether stages train best after a head has been fitted, by default. Else it begins linear
+        and at zero, which is the mean of standardised numbers, and learns faster than they do.
     bears_dropout : bool
         Whether stages that train lose features as the network itself does in training.
     """
@@ -46,7 +47,7 @@ class Target(ABC):
     kind: ClassVar[str]
     score_name: ClassVar[str]
     criteria: ClassVar[tuple[str, ...]]
-    backbone_share: ClassVar[float] = 1.0
+    is_fitted_first: ClassVar[bool] = False
     bears_dropout: ClassVar[bool] = True
 
     @property
@@ -189,6 +190,7 @@ class Classes(_ByCrossEntropy):
     n_classes: int
 
     kind: ClassVar[str] = "classes"
+    is_fitted_first: ClassVar[bool] = True
 
     @property
     def n_outputs(self) -> int:
@@ -446,8 +448,6 @@ class Numbers(Target):
     kind: ClassVar[str] = "numbers"
     score_name: ClassVar[str] = "r2"
     criteria: ClassVar[tuple[str, ...]] = tuple(_LOSSES)
-    # A head that begins at the mean of all numbers has to learn faster than what it reads changes.
-    backbone_share: ClassVar[float] = 0.1
     # Each feature that is lost moves the number, where classes care for the greatest output alone.
     bears_dropout: ClassVar[bool] = False
 

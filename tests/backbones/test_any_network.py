@@ -153,6 +153,39 @@ def test_a_second_head_that_looks_at_places_is_left_out(images):
         assert torch.equal(features, network.embed(images)[:, :, 0, 0])
 
 
+class NormAndLinear(nn.Module):
+    """A classifier that is one layer of two, as in LeViT."""
+
+    def __init__(self, *sizes):
+        super().__init__()
+        self.norm, self.drop = nn.BatchNorm1d(sizes[0]), nn.Dropout()
+        self.linear = nn.Linear(*sizes)
+        nn.init.normal_(self.norm.running_mean)
+
+    def forward(self, x):
+        return self.linear(self.drop(self.norm(x)))
+
+
+def test_a_norm_that_is_one_layer_with_the_classifier_is_no_feature(images):
+    network = nn.Sequential(trunk(), NormAndLinear(8, 5)).eval()
+    splitter = make_splitter(network, 16)
+    assert splitter.classifiers == ("1.linear",)
+    with torch.inference_mode():
+        features = splitter.prefix(len(splitter.stages), "auto")(images)
+        assert torch.equal(features, network[0](images))
+
+
+def test_heads_of_which_each_has_a_learned_share(images):
+    network = Heads(lambda m, x, y: m.share[0] * m.head(x) + m.share.softmax(0)[1] * m.second(y))
+    network.share = nn.Parameter(torch.tensor([0.3, 0.7]))
+    splitter = make_splitter(network.eval(), 16)
+    assert splitter.classifiers == ("head", "second")
+    expected = torch.cat([network.one(images), network.other(images)], 1)
+    with torch.inference_mode():
+        features = splitter.prefix(len(splitter.stages), "auto")(images)
+        assert torch.equal(features, expected)
+
+
 class Cosine(nn.Module):
     def __init__(self):
         super().__init__()
@@ -270,6 +303,121 @@ def test_an_opaque_network_can_be_frozen_whole_or_not_at_all(images, freeze, dep
     X, y = (images * 255).byte().numpy().repeat(3, axis=0), [0, 1] * 3
     clf = PretrainedImageClassifier(Opaque(), freeze=freeze, image_size=16, max_epochs=1).fit(X, y)
     assert clf.freeze_ == depth
+
+
+class SideBySide(nn.Module):
+    """Two branches from the first layer to the last."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other, self.fc = trunk(), trunk(), nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.fc(self.one(x) + self.other(x.flip(3)))
+
+
+def test_all_but_the_last_of_one_stage_is_not_nothing(images):
+    X, y = (images * 255).byte().numpy().repeat(3, axis=0), [0, 1] * 3
+    clf = PretrainedImageClassifier(SideBySide(), freeze=-1, image_size=16, max_epochs=1)
+    with pytest.raises(
+        ValueError, match='freeze=-1 would train all .* only stage.*"all" or "none"'
+    ):
+        clf.fit(X, y)
+    assert clf.set_params(freeze="none").fit(X, y).freeze_ == 0
+
+
+class CountsImages(nn.Module):
+    """The number of images is asked for once, and used by each block, as in CoaT."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)) for _ in range(2)
+        )
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        n_first = x.shape[0]
+        x = self.stem(x)
+        n = x.shape[0]
+        for block in self.blocks:
+            x = block(x.reshape(n, 8, 256).reshape(n_first, 8, 16, 16))
+        return self.fc(x.mean((2, 3)))
+
+
+def test_the_number_of_images_flowing_along_is_no_obstacle(images):
+    network = CountsImages().eval()
+    splitter = make_splitter(network, 16)
+    assert splitter.stages == ("stem", "blocks.0", "blocks.1")
+    more = torch.cat([images, images.flip(0), images])
+    with torch.inference_mode():
+        whole = splitter.prefix(3, "auto")(more)
+        torch.testing.assert_close(network.fc(whole), network(more))
+        for depth in (1, 2):
+            rest = splitter.suffix(depth, "auto").eval()
+            torch.testing.assert_close(rest(splitter.prefix(depth, "auto")(more)), whole)
+
+
+def test_a_stem_and_the_stages_are_no_two_stages():
+    """Both may be sequences, as in CSPNeXt, and so may something after them."""
+
+    def layers(n, width):
+        return nn.Sequential(*(nn.Conv2d(width, width, 1) for _ in range(n)))
+
+    stages = nn.Sequential(*(layers(3, 8) for _ in range(4)))
+    stem = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1))
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    network = nn.Sequential()
+    for name, part in {"stem": stem, "stages": stages, "head": head}.items():
+        network.add_module(name, part)
+    assert make_splitter(network, 16).stages == ("stem", *(f"stages.{i}" for i in range(4)))
+
+
+class Volumes(nn.Module):
+    """Kernels for volumes beside those for maps, as in networks of lambda layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = trunk_block(3), trunk_block(8)
+        self.depth = nn.Conv3d(1, 1, (3, 1, 1), padding=(1, 0, 0))
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.first(x)
+        x = self.last(self.depth(x.unsqueeze(1)).squeeze(1))
+        return self.fc(x.mean((2, 3)))
+
+
+def trunk_block(width):
+    return nn.Sequential(nn.Conv2d(width, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+
+
+@pytest.mark.parametrize("freeze", ["all", -1, "none"])
+def test_kernels_for_volumes_are_frozen_and_trained(images, freeze):
+    X, y = (images * 255).byte().numpy().repeat(3, axis=0), [0, 1] * 3
+    clf = PretrainedImageClassifier(Volumes(), freeze=freeze, image_size=16, max_epochs=1)
+    assert np.isfinite(clf.fit(X, y).predict_proba(X)).all()
+
+
+class NumbersOfNumPy(nn.Module):
+    """In training alone, as in DINOv3 of transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.fc = trunk_block(3), trunk_block(8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.last(self.first(x))
+        if self.training:
+            x = x * np.exp(np.float64(0.1))
+        return self.fc(x.mean((2, 3)))
+
+
+def test_numbers_of_numpy_in_training(images):
+    X, y = (images * 255).byte().numpy().repeat(3, axis=0), [0, 1] * 3
+    clf = PretrainedImageClassifier(NumbersOfNumPy(), freeze=-1, image_size=16, max_epochs=1)
+    assert np.isfinite(clf.fit(X, y).predict_proba(X)).all()
 
 
 class HandsSizesOn(nn.Module):

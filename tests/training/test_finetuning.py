@@ -127,12 +127,25 @@ def test_schedulers_of_torch(make, data, schedule, expected):
 
 
 def test_head_first_begins_with_the_fitted_head(make, data):
-    frozen = make(freeze="all", pooling="network", max_epochs=None).fit(*data)
+    frozen = make(
+        freeze="all", pooling="network", weight_decay="auto", max_epochs=None
+    ).fit(*data)  # fmt: skip
     tiny = {"lr": 1e-12, "max_epochs": 1}
     begun = make(unfreeze="head_first", **tiny).fit(*data)
     assert begun.predict_proba(data[0]) == pytest.approx(frozen.predict_proba(data[0]), abs=2e-3)
     at_once = make(unfreeze="at_once", **tiny).fit(*data)
     assert np.abs(at_once.predict_proba(data[0]) - frozen.predict_proba(data[0])).max() > 0.05
+
+
+@pytest.mark.parametrize("weight_decay", [1e-5, 1e-1, "auto"])
+def test_heads_begin_the_same_with_any_weight_decay(make, data, weight_decay):
+    """A head that is sure of the images it knows would leave stages little to learn."""
+    settings = {"lr": 1e-12, "max_epochs": 1, "weight_decay": weight_decay}
+    begun = make(unfreeze="head_first", **settings).fit(*data)
+    usual = make(unfreeze="head_first", **settings | {"weight_decay": 1e-3}).fit(*data)
+    assert begun.predict_proba(data[0]) == pytest.approx(usual.predict_proba(data[0]), abs=1e-6)
+    if weight_decay != "auto":
+        assert begun.weight_decay_ == weight_decay
 
 
 class Changes(Callback):
