@@ -75,7 +75,8 @@ class PretrainedImageClassifier(ClassifierMixin, ImagePredictor):
         are never negative, as behind a ReLU, or are those of several stages, and "linear"
         elsewhere [4]_, also where stages train on several labels.
     dropout : float, default=0.0
-        Share of its inputs that each linear layer of the head loses in training.
+        Share of its inputs that each linear layer of the head loses in training. Dropout that the
+        network brings is left out where stages train.
     augment : {"light", "trivialaugment", "randaugment"}, callable or None, default=None
         Random variations of the images in training. "light" crops, turns, mirrors and changes
         the light a little; the next two are torchvision's; a callable, such as a transform of

@@ -106,9 +106,6 @@ random_state, verbose
 
     Notes
     -----
-    Dropout that the network brings is left out where stages train, since squared errors grow with
-    the noise that it makes; the parameter `dropout` is the head's.
-
     For "auto", sample weights that are whole numbers count how often an image was seen. Others say
     how much it matters, and only their proportions count.
 

@@ -37,7 +37,7 @@ from .steps import (
     is_solved,
     is_watched,
 )
-from .suffix import RowLoss, SuffixAndHead, learned_norms
+from .suffix import RowLoss, SuffixAndHead, dropout_of, learned_norms
 from .targets import Target
 
 _PREDICT_BATCH = {"rows": 4096, "maps": 64}
@@ -60,7 +60,7 @@ class SuffixNet(skorch.NeuralNetClassifier):
         What training does to a batch first: augmentation, or all that leads to features.
     kept_in_evaluation : frozenset of torch.nn.Module, default=frozenset()
         Layers that train as they are in evaluation: those of batch norm that keep the statistics
-        which they have learned, and dropout that the target doesn't bear.
+        which they have learned, and dropout that the network brings.
     """
 
     def __init__(
@@ -401,9 +401,7 @@ def make_net(
 ) -> SuffixNet:
     """Set up a net that is ready to be fitted; its y is encoded."""
     train_depthwise_fast(suffix)
-    kept = learned_norms(suffix)
-    if not target.bears_dropout:
-        kept |= {layer for layer in suffix.modules() if isinstance(layer, nn.Dropout)}
+    kept = learned_norms(suffix) | dropout_of(suffix)
     module = SuffixAndHead(suffix, head.to(plan.dtype), precision)
     module.requires_grad_(True)
     net = SuffixNet(

@@ -13,6 +13,14 @@ from .targets import Target
 
 _MIN_MOMENTUM = 0.1  # torch's default for batch norm
 
+_DROPOUTS = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -93,3 +101,11 @@ def learned_norms(suffix: nn.Module) -> frozenset[nn.Module]:
         elif layer.momentum is not None:
             layer.momentum = max(layer.momentum, _MIN_MOMENTUM)
     return frozenset(learned)
+
+
+def dropout_of(suffix: nn.Module) -> frozenset[nn.Module]:
+    """Find the dropout that a network brings from a training of millions of images.
+
+    The few steps of fine-tuning learn less with it.
+    """
+    return frozenset(layer for layer in suffix.modules() if isinstance(layer, _DROPOUTS))

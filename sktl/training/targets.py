@@ -40,15 +40,12 @@ class Target(ABC):
     is_fitted_first : bool
         Whether stages train best after a head has been fitted, by default. Else it begins linear
         and at zero, which is the mean of standardised numbers, and learns faster than they do.
-    bears_dropout : bool
-        Whether stages that train lose features as the network itself does in training.
     """
 
     kind: ClassVar[str]
     score_name: ClassVar[str]
     criteria: ClassVar[tuple[str, ...]]
     is_fitted_first: ClassVar[bool] = False
-    bears_dropout: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -448,8 +445,6 @@ class Numbers(Target):
     kind: ClassVar[str] = "numbers"
     score_name: ClassVar[str] = "r2"
     criteria: ClassVar[tuple[str, ...]] = tuple(_LOSSES)
-    # Each feature that is lost moves the number, where classes care for the greatest output alone.
-    bears_dropout: ClassVar[bool] = False
 
     @property
     def n_outputs(self) -> int:

@@ -16,6 +16,7 @@ def _nothing_is_left():
 
 
 @pytest.mark.slow
+@pytest.mark.all_models
 @pytest.mark.parametrize("network", networks(), ids=lambda n: f"{n.library}-{n.name}")
 def test_features_stages_and_a_fit(network: Network):
     pytest.importorskip(network.library)

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from finetuned import SIZE, SmallNetwork, same, weights_of
+from sklearn.metrics import log_loss
 from skorch.callbacks import Callback, EarlyStopping, GradientNormClipping
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
@@ -146,6 +147,15 @@ def test_heads_begin_the_same_with_any_weight_decay(make, data, weight_decay):
     assert begun.predict_proba(data[0]) == pytest.approx(usual.predict_proba(data[0]), abs=1e-6)
     if weight_decay != "auto":
         assert begun.weight_decay_ == weight_decay
+
+
+def test_dropout_of_the_network_is_left_out(digits):
+    X, y = digits[0][:60], digits[1][:60]
+    settings = {"image_size": 32, "precision": "float32", "random_state": 0}
+    clf = PretrainedImageClassifier(freeze=-1, lr=1e-12, max_epochs=1, **settings).fit(X, y)
+    assert any(isinstance(layer, nn.Dropout) for layer in clf.net_.module_.suffix.modules())
+    expected = log_loss(y, clf.predict_proba(X))
+    assert clf.history_[0]["train_loss"] == pytest.approx(expected, rel=1e-4)
 
 
 class Changes(Callback):
