@@ -220,7 +220,10 @@ OPEN_CLIP: dict[str, dict[str, Any]] = {
 }
 
 # Of these families nothing is small enough to be tried here.
-LEFT_OUT = {"nasnet": "its one network has 88.8 million parameters; `pnasnet5large` is like it"}
+LEFT_OUT = {
+    "nasnet": "its one network has 88.8 million parameters; `pnasnet5large` is like it",
+    **dict.fromkeys(("tresnet", "vgg", "vitamin", "volo", "xception"), "large at any setting"),
+}
 
 
 def networks() -> list[Network]:
