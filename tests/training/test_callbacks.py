@@ -59,7 +59,7 @@ def block(inputs, outputs):
 WAYS = {
     "solved": {},
     "frozen": {"optimizer": "adamw", "lr": 1e-2, "max_epochs": 3, "early_stopping": True},
-    "trained": {"freeze": -1, "lr": 1e-2, "max_epochs": 3, "early_stopping": True},
+    "trained": {"freeze": -1, "lr": 1e-3, "max_epochs": 3, "early_stopping": True},
 }
 STEPS = ["frozen", "trained"]
 N_TRAIN, N_VALID = 39, 10  # whose batches aren't of one size
