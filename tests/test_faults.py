@@ -197,6 +197,7 @@ def run_out_of_memory(directory, stop, report):
         on_call((FrozenModule, "_run"), 2, lambda: limit_memory(2**25))
     else:
         X, y = rows()
+        make(freeze="none", max_epochs=1).fit(X, y)  # loads libraries while there is memory for it
         clf = make(freeze="none", image_size=64, lr=1e-3, callbacks=[TakeMemory()])
     try:
         clf.fit(X, y)

@@ -116,8 +116,9 @@ def test_lesser_processors_compute_the_same(rows, run_python, tmp_path, processo
             rows = np.load({str(tmp_path / "rows.npz")!r})
             X, y = rows["X"][:40], rows["y"][:40]
             for precision, freeze in (("float32", "all"), ("float32", -1), ("bfloat16", "all")):
-                settings = {{"image_size": 32, "max_epochs": 1, "random_state": 0}}
-                clf = PretrainedImageClassifier(precision=precision, freeze=freeze, **settings)
+                settings = {{"image_size": 32, "max_epochs": 1, "unfreeze": "at_once", "lr": 1e-4}}
+                settings |= {{"precision": precision, "freeze": freeze, "random_state": 0}}
+                clf = PretrainedImageClassifier(**settings)
                 print(*clf.fit(X, y).predict_proba(X[:3]).ravel())
         """,
         ONEDNN_MAX_CPU_ISA=processor,
@@ -127,7 +128,13 @@ def test_lesser_processors_compute_the_same(rows, run_python, tmp_path, processo
         found, ("float32", "float32", "bfloat16"), ("all", -1, "all"), strict=True
     ):
         clf = PretrainedImageClassifier(
-            image_size=32, max_epochs=1, random_state=0, precision="float32", freeze=freeze
+            image_size=32,
+            max_epochs=1,
+            unfreeze="at_once",
+            precision="float32",
+            freeze=freeze,
+            lr=1e-4,
+            random_state=0,
         ).fit(X[:40], y[:40])
         bound = 1e-3 if precision == "float32" else 0.1
         assert row == pytest.approx(clf.predict_proba(X[:3]).ravel(), abs=bound)
