@@ -216,7 +216,9 @@ def _prepare(network: nn.Module, architecture: Architecture) -> Splitter:
     if structure is not None:
         return TracedNetwork(network, structure)
     splitter = make_splitter(as_network(network, size), size)
-    if key is not None and isinstance(splitter, TracedNetwork) and splitter.network is network:
+    if key is None or not isinstance(splitter, TracedNetwork) or splitter.network is not network:
+        return splitter
+    if splitter.structure.is_of_any_like(network):
         with LOADING:
             _structures[key] = splitter.structure
             while len(_structures) > _KEPT_STRUCTURES:

@@ -157,6 +157,14 @@ class Structure:
     anatomy: Anatomy
     classifiers: tuple[str, ...]
 
+    def is_of_any_like(self, network: nn.Module) -> bool:
+        """Whether networks without what the trace has left in this one will do, too.
+
+        torch.fx makes attributes of the tensors that it takes for constants, as in MaxVit.
+        """
+        nodes = (*self.graph.train.nodes, *self.graph.eval.nodes)
+        return not any(n.op == "get_attr" and str(n.target) in vars(network) for n in nodes)
+
     @cached_property
     def runs_the_same_in_both_modes(self) -> bool:
         """Whether training differs from evaluation in what layers do, not in which are called."""
