@@ -41,8 +41,9 @@ sheet = save_sheet("labelled", [("one of the labelled pictures of each class", t
 
 # %%
 # First the labelled pictures alone. :meth:`~sktl.PretrainedImageClassifier.adapt` could make use of
-# the others, but it is for pictures of another source. These look like those of the fit, so it says
-# so in a warning and leaves the classifier as it is.
+# the others, but it is for pictures of another source. Where those look like the fit's, and nothing
+# tells that they would be answered better, it says so in a warning and leaves the classifier as it
+# is.
 
 clf = PretrainedImageClassifier(n_jobs=2).fit(train[known], y_train[known])
 print(f"labelled pictures alone:  {clf.score(test, y_test):.3f}")

@@ -139,11 +139,12 @@ def test_pictures_and_numbers(run):
 @pytest.mark.slow
 def test_few_labels(run, stamps):
     printed = run("few_labels.py", stamps)
-    assert "231 pictures to learn from, 50 of them with a label" in printed
+    assert "231 pictures to learn from, 20 of them with a label" in printed
     alone, adapted, *others = map(float, re.findall(r": +(0\.\d+)$", printed, re.MULTILINE))
-    assert adapted == alone  # pictures of the same source leave it as it is
+    assert adapted >= alone - 0.02  # one or two of 77
+    assert alone > 0.5
     assert len(others) == 2
-    assert min(others) > 0.5
+    assert min(others) > 0.4
 
 
 @pytest.mark.slow
