@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-PRINTED = r"\d+\.\d{3} of |\d+ MB more|\d\.\d{3} \+- |\de\+\d\d |\d,0\.\d{3}"
+PRINTED = r"\d+\.\d{3} of |\d+ MB more|\d\.\d{3,4} \+- |\de\+\d\d |\d,0\.\d{3}"
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
