@@ -278,7 +278,8 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
         # What "auto" solves is solved to its optimum, whatever is asked of steps.
         solved = self.optimizer == "auto" and optimizer == "lbfgs"
         lr, max_epochs = (None, None) if solved else (self.lr, self.max_epochs)
-        share = 1.0 if frozen or target.is_fitted_first else STAGES_SHARE
+        fitted_first = frozen or target.is_fitted_first  # frozen, the head is all that trains
+        share = 1.0 if fitted_first else STAGES_SHARE
         lr = default_lr(optimizer, frozen=frozen) / share if lr is None else lr
         given = self.get_params(deep=False)
         asked = {f.name: given[f.name] for f in fields(TrainingPlan) if f.name in given}
@@ -291,8 +292,7 @@ class ImagePredictor(CallbackSupportMixin, TransformerMixin, ImageEstimator):
             "seed": seed,
             "verbose": lines_wanted(int(self.verbose)),
         }
-        if self.unfreeze == "auto" or frozen:  # there, the head is all that trains
-            fitted_first = frozen or target.is_fitted_first
+        if self.unfreeze == "auto" or frozen:
             decided["unfreeze"] = "head_first" if fitted_first else "at_once"
         if partial:
             decided |= {"schedule": "constant", "warmup": 0.0, "max_epochs": 1}

@@ -113,11 +113,8 @@ def _fold_sizes(
     those of two images, and `others` of three.
     """
     names = node_names(graph)
-    sizes = {names[n]: value for n, value in values.items() if _is_size(value)}
-    counts = {names[n] for n, value in values.items() if value == 2 and others[n] == 3}
-    for node, value in others.items():
-        if names[node] in sizes and sizes[names[node]] != value:
-            del sizes[names[node]]
+    sizes = {names[n]: v for n, v in values.items() if _is_size(v) and others[n] == v}
+    counts = {names[n] for n, v in values.items() if (v, others[n]) == (2, 3)}
     for part in (train, graph):
         by_name = [(n, name) for n, name in node_names(part).items() if n.op not in _ENDS]
         for node, name in by_name:
@@ -128,9 +125,9 @@ def _fold_sizes(
 
 
 def _ask_the_image(graph: fx.Graph, counts: list[fx.Node]) -> None:
-    image = next(node for node in graph.nodes if node.op == "placeholder")
-    if not counts or all(map(asks_how_many, counts)):
+    if all(map(asks_how_many, counts)):
         return
+    image = next(node for node in graph.nodes if node.op == "placeholder")
     with graph.inserting_after(image):
         n_images = graph.call_method("size", (image, 0))
     for node in counts:

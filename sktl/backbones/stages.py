@@ -130,11 +130,9 @@ def _blocks(trunk: _Trunk) -> tuple[str, list[str]]:
     level = ""
     while True:
         layers = _weight_layers(trunk, level)
-        blocks = [child for child, n in layers.items() if n >= 2]
-        kinds = Counter(type(trunk.network.get_submodule(b)) for b in blocks)
+        blocks = _large_ones(layers)
         main = max(blocks, key=lambda child: layers[child], default="")
-        repeat = bool(kinds) and max(kinds.values()) >= 2
-        if repeat and not _is_beside_its_stem(trunk, layers, blocks, main):
+        if _repeat(trunk, blocks) and not _is_beside_its_stem(trunk, layers, blocks, main):
             return level, blocks if len(_spans(trunk, blocks)) > 1 else _of_lists(trunk, blocks)
         if not blocks:
             return level, []
@@ -147,9 +145,18 @@ def _is_beside_its_stem(trunk: _Trunk, layers: Counter[str], blocks: list[str], 
     alike = [b for b in blocks if type(trunk.network.get_submodule(b)) is kind]
     if len(alike) != 2 or layers[main] < _MUCH_MORE * min(layers[block] for block in alike):
         return False
-    inner = [child for child, n in _weight_layers(trunk, main).items() if n >= 2]
-    kinds = Counter(type(trunk.network.get_submodule(child)) for child in inner)
-    return bool(kinds) and max(kinds.values()) >= 2
+    return _repeat(trunk, _large_ones(_weight_layers(trunk, main)))
+
+
+def _large_ones(layers: Counter[str]) -> list[str]:
+    """The children that have several layers with weights."""
+    return [child for child, n in layers.items() if n >= 2]
+
+
+def _repeat(trunk: _Trunk, blocks: list[str]) -> bool:
+    """Whether two of them are of one class."""
+    kinds = Counter(type(trunk.network.get_submodule(block)) for block in blocks)
+    return max(kinds.values(), default=0) >= 2
 
 
 def _of_lists(trunk: _Trunk, lists: list[str]) -> list[str]:
@@ -158,8 +165,7 @@ def _of_lists(trunk: _Trunk, lists: list[str]) -> list[str]:
     for path in lists:
         if not isinstance(trunk.network.get_submodule(path), nn.ModuleList):
             return lists
-        layers = _weight_layers(trunk, path)
-        inner = [child for child, n in layers.items() if n >= 2]
+        inner = _large_ones(_weight_layers(trunk, path))
         are_lists = [isinstance(trunk.network.get_submodule(p), nn.ModuleList) for p in inner]
         found += _of_lists(trunk, inner) if inner and all(are_lists) else inner
     found.sort(key=lambda path: next(i for i, p in enumerate(trunk.paths) if _inside(p, path)))
