@@ -105,6 +105,22 @@ def processes():
 
 
 @pytest.fixture
+def told_by(processes):
+    """Function that calls another in a process of its own, and gives what that sends at its end."""
+
+    def call(function, *arguments, timeout=None):
+        receive, send = processes.Pipe(duplex=False)
+        process = processes.Process(target=function, args=(*arguments, send))
+        process.start()
+        process.join(timeout)
+        assert process.exitcode == 0
+        assert receive.poll()
+        return receive.recv()
+
+    return call
+
+
+@pytest.fixture
 def run_python(tmp_path):
     """Function that runs code in a Python of its own, and gives what it prints."""
 

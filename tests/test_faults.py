@@ -208,14 +208,8 @@ def run_out_of_memory(directory, stop, report):
 
 
 @pytest.mark.parametrize("stop", ["prefix", "training"])
-def test_a_fit_that_ran_out_of_memory_says_so_and_goes_on(processes, tmp_path, stop):
-    receive, send = processes.Pipe(duplex=False)
-    process = processes.Process(target=run_out_of_memory, args=(tmp_path, stop, send))
-    process.start()
-    process.join(120)
-    assert process.exitcode == 0
-    assert receive.poll()
-    kinds, text, notes, fitted = receive.recv()
+def test_a_fit_that_ran_out_of_memory_says_so_and_goes_on(told_by, tmp_path, stop):
+    kinds, text, notes, fitted = told_by(run_out_of_memory, tmp_path, stop, timeout=120)
     assert MemoryError in kinds or "can't allocate memory" in text
     assert "image_size" in notes[0]
     assert not fitted
@@ -332,15 +326,10 @@ def spoil(directory, how, report):
 
 
 @pytest.mark.parametrize("how", ["removed", "read-only"])
-def test_a_fit_survives_its_cache(processes, how):
+def test_a_fit_survives_its_cache(told_by, how):
     with tempfile.TemporaryDirectory() as folder:  # pytest's own is closed to other users
         Path(folder).chmod(0o755)
-        receive, send = processes.Pipe(duplex=False)
-        process = processes.Process(target=spoil, args=(Path(folder), how, send))
-        process.start()
-        process.join(120)
-        assert process.exitcode == 0
-        messages, proba, _ = receive.recv()
+        messages, proba, _ = told_by(spoil, Path(folder), how, timeout=120)
         kept = n_rows(Path(folder) / "cache")
     assert any("going on without it" in message for message in messages), messages
     expected = make(cache=None).fit(*rows()).predict_proba(rows()[0])
@@ -405,13 +394,8 @@ def fill(folder):
     return (folder / "filler").stat().st_size
 
 
-def test_a_full_disk_costs_a_fit_nothing_and_a_file_its_own_writing_only(processes, tmp_path):
-    receive, send = processes.Pipe(duplex=False)
-    process = processes.Process(target=fill_disk, args=(tmp_path, send))
-    process.start()
-    process.join(120)
-    assert process.exitcode == 0
-    results = receive.recv()
+def test_a_full_disk_costs_a_fit_nothing_and_a_file_its_own_writing_only(told_by, tmp_path):
+    results = told_by(fill_disk, tmp_path, timeout=120)
     if isinstance(results, OSError):
         pytest.skip(str(results))
     assert any("disk is full" in m and "going on without" in m for m in results["messages"])

@@ -192,13 +192,8 @@ def test_what_is_quick_does_not_warn(monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the memory as Linux does")
-def test_memory_that_runs_out_in_onnx_runtime_is_told(processes):
-    receive, send = processes.Pipe(duplex=False)
-    process = processes.Process(target=ask_onnx_runtime_for_memory, args=(send,))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-    found = receive.recv()
+def test_memory_that_runs_out_in_onnx_runtime_is_told(told_by):
+    found = told_by(ask_onnx_runtime_for_memory)
     assert found == [(True, True), (True, False), (False, True), (False, False)]
 
 

@@ -24,6 +24,12 @@ def images():
     return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.fixture
+def labelled(images):
+    """Six pictures of 8 bits, three of each class."""
+    return (images * 255).byte().numpy().repeat(3, axis=0), [0, 1] * 3
+
+
 def trunk(width=8):
     return nn.Sequential(
         nn.Conv2d(3, width, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
@@ -268,8 +274,8 @@ def test_blocks_that_cannot_be_followed_are_stages_all_the_same(images):
         assert torch.equal(rest, network.blocks(network.stem(images)).mean((2, 3)))
 
 
-def test_the_last_block_alone_trains(images):
-    X, y = (images * 255).byte().numpy().repeat(3, axis=0), [0, 1] * 3
+def test_the_last_block_alone_trains(labelled):
+    X, y = labelled
     network = WaywardNetwork()
     clf = PretrainedImageClassifier(network, freeze=-1, image_size=16, max_epochs=1, random_state=0)
     clf.fit(X, y)
@@ -290,8 +296,8 @@ class Opaque(nn.Module):
 
 
 @pytest.mark.parametrize("freeze", [-1, 1, -3])
-def test_a_number_of_stages_of_an_opaque_network_is_an_error_that_says_why(images, freeze):
-    X, y = (images * 255).byte().numpy().repeat(3, axis=0), [0, 1] * 3
+def test_a_number_of_stages_of_an_opaque_network_is_an_error_that_says_why(labelled, freeze):
+    X, y = labelled
     clf = PretrainedImageClassifier(Opaque(), freeze=freeze, image_size=16)
     with pytest.raises(ValueError, match=r"can't trace this network \(TraceError: symbolically"):
         clf.fit(X, y)
@@ -299,8 +305,8 @@ def test_a_number_of_stages_of_an_opaque_network_is_an_error_that_says_why(image
 
 
 @pytest.mark.parametrize(("freeze", "depth"), [(0, 0), ("none", 0), ("all", 1)])
-def test_an_opaque_network_can_be_frozen_whole_or_not_at_all(images, freeze, depth):
-    X, y = (images * 255).byte().numpy().repeat(3, axis=0), [0, 1] * 3
+def test_an_opaque_network_can_be_frozen_whole_or_not_at_all(labelled, freeze, depth):
+    X, y = labelled
     clf = PretrainedImageClassifier(Opaque(), freeze=freeze, image_size=16, max_epochs=1).fit(X, y)
     assert clf.freeze_ == depth
 
@@ -316,8 +322,8 @@ class SideBySide(nn.Module):
         return self.fc(self.one(x) + self.other(x.flip(3)))
 
 
-def test_all_but_the_last_of_one_stage_is_not_nothing(images):
-    X, y = (images * 255).byte().numpy().repeat(3, axis=0), [0, 1] * 3
+def test_all_but_the_last_of_one_stage_is_not_nothing(labelled):
+    X, y = labelled
     clf = PretrainedImageClassifier(SideBySide(), freeze=-1, image_size=16, max_epochs=1)
     with pytest.raises(
         ValueError, match='freeze=-1 would train all .* only stage.*"all" or "none"'
@@ -326,8 +332,8 @@ def test_all_but_the_last_of_one_stage_is_not_nothing(images):
     assert clf.set_params(freeze="none").fit(X, y).freeze_ == 0
 
 
-class CountsImages(nn.Module):
-    """The number of images is asked for once, and used by each block, as in CoaT."""
+class StemAndBlocks(nn.Module):
+    """Layers of networks that differ in what blocks are told."""
 
     def __init__(self):
         super().__init__()
@@ -336,6 +342,10 @@ class CountsImages(nn.Module):
             nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)) for _ in range(2)
         )
         self.fc = nn.Linear(8, 5)
+
+
+class CountsImages(StemAndBlocks):
+    """The number of images is asked for once, and used by each block, as in CoaT."""
 
     def forward(self, x):
         n_first = x.shape[0]
@@ -394,8 +404,8 @@ def trunk_block(width):
 
 
 @pytest.mark.parametrize("freeze", ["all", -1, "none"])
-def test_kernels_for_volumes_are_frozen_and_trained(images, freeze):
-    X, y = (images * 255).byte().numpy().repeat(3, axis=0), [0, 1] * 3
+def test_kernels_for_volumes_are_frozen_and_trained(labelled, freeze):
+    X, y = labelled
     clf = PretrainedImageClassifier(Volumes(), freeze=freeze, image_size=16, max_epochs=1)
     assert np.isfinite(clf.fit(X, y).predict_proba(X)).all()
 
@@ -414,22 +424,14 @@ class NumbersOfNumPy(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-def test_numbers_of_numpy_in_training(images):
-    X, y = (images * 255).byte().numpy().repeat(3, axis=0), [0, 1] * 3
+def test_numbers_of_numpy_in_training(labelled):
+    X, y = labelled
     clf = PretrainedImageClassifier(NumbersOfNumPy(), freeze=-1, image_size=16, max_epochs=1)
     assert np.isfinite(clf.fit(X, y).predict_proba(X)).all()
 
 
-class HandsSizesOn(nn.Module):
+class HandsSizesOn(StemAndBlocks):
     """Each block is told height and width, as in MViT and DINOv3."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)) for _ in range(2)
-        )
-        self.fc = nn.Linear(8, 5)
 
     def forward(self, x):
         x = self.stem(x)

@@ -518,13 +518,8 @@ def save_and_be_killed(path, rounds, report):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("rounds", [12, pytest.param(50, marks=pytest.mark.slow)])
-def test_a_killed_save_leaves_the_old_or_the_new_file(processes, path, rounds):
-    receive, send = processes.Pipe(duplex=False)
-    process = processes.Process(target=save_and_be_killed, args=(path, rounds, send))
-    process.start()
-    process.join(300)
-    assert process.exitcode == 0
-    assert receive.recv() == []
+def test_a_killed_save_leaves_the_old_or_the_new_file(told_by, path, rounds):
+    assert told_by(save_and_be_killed, path, rounds, timeout=300) == []
 
 
 def test_what_a_killed_save_left_is_removed_and_nothing_else(fitted, saved):

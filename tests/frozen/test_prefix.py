@@ -290,18 +290,9 @@ def count_loading(X, folder, name, report):
     report.send((*counts, len(clf.stages_), clf.freeze_))
 
 
-def test_a_fit_whose_rows_are_all_known_does_not_load_the_backbone(
-    processes, photographs, tmp_path
-):
-    told = []
-    receive, send = processes.Pipe(duplex=False)
-    for name in ("first.npy", "second.npy"):
-        arguments = photographs[0], tmp_path, name, send
-        process = processes.Process(target=count_loading, args=arguments)
-        process.start()
-        process.join()
-        assert process.exitcode == 0
-        told.append(receive.recv())
+def test_a_fit_whose_rows_are_all_known_does_not_load_the_backbone(told_by, photographs, tmp_path):
+    files = "first.npy", "second.npy"
+    told = [told_by(count_loading, photographs[0], tmp_path, file) for file in files]
     assert told == [(1, 1, 8, 8), (0, 1, 8, 8)]
     assert np.array_equal(np.load(tmp_path / "first.npy"), np.load(tmp_path / "second.npy"))
 
